@@ -1,0 +1,1 @@
+"""Pretraining of language models that think before every token."""
