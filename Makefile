@@ -1,0 +1,51 @@
+# make install | test | lint | types | check | demo | clean-demo
+#
+# Variables: VENV (folder of the environment), PYTHON (interpreter it is made from), TORCH and TRITON (what pip
+# installs first; a machine with CUDA takes the same TORCH and gets the build that its package index offers),
+# WORKERS (test processes), DEMO (folder of the demo's data, runs and report).
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.9.0
+WORKERS ?= 2
+DEMO ?= demo
+
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+
+PY = $(VENV)/bin/python
+# Without a CUDA device DeepSpeed is told so, otherwise it looks for other accelerators first.
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+ifeq ($(HAS_GPU),0)
+export DS_ACCELERATOR ?= cpu
+endif
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: install test lint types check demo clean-demo
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+# torch comes first and exactly: an open range would let pip choose the multi-gigabyte CUDA build on any machine.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "latentpt needs Python 3.11 or newer; name one with make PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt "$(TORCH)"
+	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install --quiet "$(TRITON)"
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+# One thread a process: the tests compare numbers, and WORKERS processes share the cores.
+test: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: install
+	$(VENV)/bin/mypy
+
+check: lint types test

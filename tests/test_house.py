@@ -1,0 +1,142 @@
+"""The arrangement of the house: which room may import which, and names that would break others."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("latentpt", "kernels", "data_prep", "launch", "tests")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+LIBRARY = "latentpt"
+MODELS = ("latentpt.modeling", "latentpt.thoughts")
+USERS = (
+    "latentpt.training",
+    "latentpt.generation",
+    "latentpt.finetuning",
+    "latentpt.evaluation",
+    "latentpt.hub",
+)
+
+# room -> the rooms that it must not import. Imports run one way:
+# kernels <- modeling <- thoughts <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
+FORBIDDEN = {
+    "kernels": (LIBRARY, "data_prep"),
+    "latentpt/modeling": ("latentpt.thoughts", "latentpt.data", *USERS, "latentpt.compare", "latentpt.run"),
+    "latentpt/thoughts": ("latentpt.data", *USERS, "latentpt.compare", "latentpt.run"),
+    "latentpt/data": (*MODELS, *USERS, "latentpt.compare", "latentpt.run"),
+    "latentpt/training": ("latentpt.compare", "latentpt.finetuning"),
+    "latentpt/generation": ("latentpt.compare", "latentpt.training"),
+    "latentpt/evaluation": ("latentpt.compare", "latentpt.training"),
+    "latentpt/hub": ("latentpt.compare", "latentpt.training"),
+    "data_prep": (*MODELS, *USERS, "latentpt.compare", "latentpt.run"),
+}
+
+# Their quirks, and the seconds that their import takes, stay where they are needed.
+DEEPSPEED_ROOMS = ("latentpt/training/engine.py", "latentpt/training/checkpoint.py")
+INSIDE_FUNCTIONS_ONLY = ("transformers", "lm_eval", "wandb", "flash_attn")
+
+WITHOUT_INIT = ("kernels", "launch", "configs", "docs")
+SHADOWING_NAMES = sys.stdlib_module_names | {
+    "evaluate",
+    "datasets",
+    "triton",
+    "torch",
+    "kernels",
+    "transformers",
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_modules(tree: ast.AST, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a module imports; relative imports do not occur in this house."""
+    names: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_run_one_way(path):
+    name = name_of(path)
+    room = next((room for room in FORBIDDEN if name.startswith(room + "/")), None)
+    modules = imported_modules(ast.parse(path.read_text()))
+    wrong = {m for m in modules for other in FORBIDDEN.get(room, ()) if inside(m, other)}
+    assert not wrong, f"{name} imports {sorted(wrong)}, which stand above or beside {room}"
+    if not name.startswith("tests/"):
+        assert not {m for m in modules if inside(m, "launch") or inside(m, "configs") or inside(m, "tests")}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_heavy_packages_are_imported_where_they_are_needed(path):
+    name = name_of(path)
+    tree = ast.parse(path.read_text())
+    if name not in DEEPSPEED_ROOMS and not name.startswith("tests/"):
+        assert not {m for m in imported_modules(tree) if inside(m, "deepspeed")}
+    if not name.startswith("tests/"):
+        at_top = imported_modules(tree, top_level_only=True)
+        assert not {m for m in at_top for heavy in INSIDE_FUNCTIONS_ONLY if inside(m, heavy)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_is_a_room_of_less_than_600_lines(path):
+    assert len(path.read_text().splitlines()) < 600
+
+
+@pytest.mark.parametrize("folder", WITHOUT_INIT)
+def test_folders_named_like_other_packages_are_no_packages(folder):
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", ["launch", "data_prep"])
+def test_no_script_shadows_a_module_that_others_import(folder):
+    """A script's folder is sys.path[0]: a launch/profile.py would be found before the standard library's."""
+    stems = {path.stem for path in (ROOT / folder).glob("*.py")}
+    assert not stems & SHADOWING_NAMES, f"{sorted(stems & SHADOWING_NAMES)} in {folder}/ shadow other modules"
+
+
+def test_the_library_is_imported_without_deepspeed_and_transformers():
+    code = (
+        "import sys, latentpt.modeling, latentpt.thoughts, latentpt.data, latentpt.compare; "
+        "print([m for m in ('deepspeed', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_every_dependency_is_pinned():
+    """`make install` must bring the versions that the tests ran with; torch and triton are pinned in the Makefile."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(line) for name in extras if name != "flash" for line in extras[name]]
+    wanted += [Requirement(line) for line in project["dependencies"]]
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pins[requirement.name.lower().replace("_", "-")] = str(requirement.specifier)
+    makefile = (ROOT / "Makefile").read_text()
+    for requirement in wanted:
+        name = requirement.name.lower().replace("_", "-")
+        if name in ("torch", "triton"):
+            assert f"{name.upper()} ?= {name}==" in makefile
+        elif name != LIBRARY:
+            pin = pins.get(name, "")
+            assert pin.startswith("=="), f"{requirement.name} has no exact version in constraints.txt"
+            assert requirement.specifier.contains(pin[2:])
