@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from latentpt.config import Section
+from latentpt.config import Section, nearest
+from latentpt.modeling.presets import PRESETS
 
 Family = Literal["pythia", "llama", "gpt2"]
 
@@ -30,6 +31,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 class ModelConfig(Section):
     """Architecture and size of the decoder that all thought methods share."""
 
+    preset: str | None = None
+    """A size by name, such as pythia-410m (`latentpt.modeling.presets`); fields given beside it override it."""
     family: Family = "pythia"
     """Architecture family: pythia (GPT-NeoX), llama or gpt2."""
     vocab_size: int = 50304
@@ -72,8 +75,13 @@ class ModelConfig(Section):
     def _fill_from_family(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        traits = FAMILIES.get(values.get("family", "pythia"), {})
-        return {**traits, **values}
+        preset = values.get("preset")
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(
+                f"model.preset = {preset} is unknown; the nearest preset is {nearest(preset, PRESETS)}"
+            )
+        values = {**(PRESETS[preset] if preset else {}), **values}
+        return {**FAMILIES.get(values.get("family", "pythia"), {}), **values}
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -48,7 +48,9 @@ class ThoughtsConfig(Section):
     @property
     def refinement_range(self) -> tuple[int, int]:
         """Smallest and largest number of refinements."""
-        return self.refinements if isinstance(self.refinements, tuple) else (self.refinements, self.refinements)
+        return (
+            self.refinements if isinstance(self.refinements, tuple) else (self.refinements, self.refinements)
+        )
 
     @property
     def num_slots(self) -> int:

@@ -1,0 +1,30 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split layout as in GPT-NeoX and LLaMA."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotary(NamedTuple):
+    """cos and sin of the angles, float32 [L, r/2] or [B, L, r/2] with r rotated values per head."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary(positions: Tensor, size: int, theta: float) -> Rotary:
+    """Angles of int positions [L] or [B, L] for `size` rotated values: t * theta^(-2 i / size), i < size / 2."""
+    exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
+    angles = positions.to(torch.float32)[..., None] * theta**-exponents
+    return Rotary(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, angles: Rotary) -> Tensor:
+    """Rotate the first r values of every head of x [B, L, S, H, D]; all slots of a position turn by its angle."""
+    half = angles.cos.shape[-1]
+    cos, sin = (part.to(x.dtype)[..., None, None, :] for part in angles)  # [(B,) L, 1, 1, r/2]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

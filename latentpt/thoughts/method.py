@@ -1,0 +1,113 @@
+"""What a thought method is: how many slots, what fills them, what they see, which schedule solves them."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentpt.modeling.decoder import Decoder
+from latentpt.seeding import stream
+from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.schedule import Schedule, by_slot, jacobi, one_pass, sequential
+
+
+class Visibility(Enum):
+    """Which slots s' a slot s sees (of positions t' <= t; of its own position only what was thought before)."""
+
+    CAUSAL = "every earlier slot"
+    STAGE_CAUSAL = "s' <= s"
+    SAME_SLOT = "s' = s"
+
+
+class Tokens(NamedTuple):
+    """The given part of a stretch of cells."""
+
+    ids: Tensor
+    """Token ids int64 [B, L]."""
+    embeds: Tensor
+    """Inputs of the token slots [B, L, 1, d]: scaled embeddings, learned positions included."""
+    rows: Tensor | None
+    """Scaled rows of the learned position table [(B,) L, 1, d], which latent slots reuse; None with rotary positions."""
+    positions: Tensor
+    """Positions int64 [L] or [B, L]."""
+
+    def at(self, index: slice | Tensor) -> Tokens:
+        """The tokens at some places of the stretch."""
+        rows = None if self.rows is None else self.rows[..., index, :, :]
+        return Tokens(self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index])
+
+
+class ThoughtMethod(nn.Module):
+    """Base of all methods; a subclass says in `latents` what fills slot s from slot s - 1.
+
+    A method is stateless unless it owns parameters. Everything it needs of the model is handed to it.
+    """
+
+    feedback = True
+    """Whether a latent slot depends on the state before it; without feedback one pass is exact."""
+
+    def __init__(self, config: ThoughtsConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def slots(self) -> int:
+        """Slots per position S = N + 1."""
+        return self.config.num_slots
+
+    @property
+    def visibility(self) -> Visibility:
+        """What a slot sees."""
+        return Visibility[self.config.visibility.upper()]
+
+    def embed_scale(self, width: int) -> float:
+        """Factor on token embeddings: sqrt(2.5 d) gives rows of std sqrt(2 / (5 d)) unit RMS, like a fed-back state."""
+        return self.config.embed_scale if self.config.embed_scale is not None else math.sqrt(2.5 * width)
+
+    def tokens(self, decoder: Decoder, ids: Tensor, positions: Tensor) -> Tokens:
+        """Embed ids [B, L] at int positions [L] or [B, L]."""
+        scale = self.embed_scale(decoder.config.hidden_size)
+        embeds, rows = decoder.embedding(ids).unsqueeze(2) * scale, None
+        if decoder.position_embedding is not None:
+            rows = decoder.position_embedding(positions).unsqueeze(-2) * scale
+            embeds = embeds + rows
+        return Tokens(ids, embeds, rows, positions)
+
+    def states(self, decoder: Decoder, x: Tensor) -> Tensor:
+        """What of the residual stream x [.., d] after the last block is fed back: the last hidden state, after the norm."""
+        return decoder.norm(x)
+
+    def latents(
+        self, decoder: Decoder, tokens: Tokens, inputs: Tensor | None, states: Tensor | None
+    ) -> Tensor:
+        """Inputs of n latent slots from the n slots before them.
+
+        inputs and states [B, L, n, d] are what the earlier slots read and what came out of them (states None in a
+        method without feedback: then all N latent slots are wanted); returns [B, L, n, d].
+        """
+        raise NotImplementedError
+
+    def schedule(self, refinements: int | None = None) -> Schedule:
+        """How training and evaluation solve the recurrence; K = `refinements`, by default the largest configured."""
+        if self.slots == 1:
+            return one_pass(1)
+        if self.config.solver == "sequential":
+            return sequential(self.slots)
+        if self.visibility is not Visibility.CAUSAL:
+            return by_slot(self.slots)
+        if not self.feedback:
+            return one_pass(self.slots)
+        if refinements is None:
+            refinements = self.config.refinement_range[1]
+        return jacobi(self.slots, refinements).truncated(self.config.bptt_passes)
+
+    def training_schedule(self, seed: int, step: int) -> Schedule:
+        """The schedule of one training step: K is drawn from (seed, step) alone, hence the same on every rank."""
+        low, high = self.config.refinement_range
+        return self.schedule(
+            int(torch.randint(low, high + 1, (), generator=stream(seed, "refinements", step)))
+        )

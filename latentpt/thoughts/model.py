@@ -1,0 +1,82 @@
+"""The language model: a decoder and the method by which it thinks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.loss import IGNORE
+from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.registry import make_method
+from latentpt.thoughts.schedule import Schedule
+from latentpt.thoughts.solvers import solve
+
+
+class ModelOutput(NamedTuple):
+    """What a forward returns."""
+
+    loss: Tensor | None
+    """Mean cross-entropy in nats over the targets, if there were any."""
+    logits: Tensor | None
+    """[B, L, V], one row per position: that of its last slot; None if not wanted."""
+
+
+class LanguageModel(nn.Module):
+    """p(x_{t+1} | x_{<= t}) = softmax(W_o h(t, N)): every position thinks N latents before its token is predicted."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        thoughts: ThoughtsConfig,
+        attention: str = "sdpa",
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.thoughts = model, thoughts
+        self.decoder = Decoder(model, attention, checkpoint_activations)
+        self.method = make_method(thoughts)
+
+    def initialize(self, seed: int) -> None:
+        """Fresh weights, a function of the seed alone (methods.md section 2)."""
+        deeper = self.method.slots if self.config.family == "pythia" else 1
+        self.decoder.initialize(seed, depth_factor=deeper)
+
+    def training_schedule(self, seed: int, step: int) -> Schedule:
+        """The schedule of one training step, equal on every rank."""
+        return self.method.training_schedule(seed, step)
+
+    def think(self, input_ids: Tensor, schedule: Schedule | None = None) -> Tensor:
+        """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule."""
+        length = input_ids.shape[1]
+        if self.config.positions == "learned" and length > self.config.max_positions:
+            raise ValueError(f"{length} tokens do not fit model.max_positions = {self.config.max_positions}")
+        positions = torch.arange(length, device=input_ids.device)
+        tokens = self.method.tokens(self.decoder, input_ids, positions)
+        x, _ = solve(self.decoder, self.method, tokens, schedule or self.method.schedule())
+        return self.decoder.norm(x)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        schedule: Schedule | None = None,
+        return_logits: bool = True,
+    ) -> ModelOutput:
+        """Predict the next token at every position of ids int64 [B, L].
+
+        `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
+        Positions whose target is -100 carry no loss.
+        """
+        hidden = self.think(input_ids, schedule)
+        if labels is not None:
+            targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        loss = None
+        if targets is not None:
+            loss = self.decoder.head(hidden, targets) / (targets != IGNORE).sum()
+        return ModelOutput(loss, self.decoder.head(hidden) if return_logits else None)

@@ -1,0 +1,72 @@
+"""Schedules: how the one recurrence of all thought methods is solved in parallel, as plain data.
+
+Every method is a recurrence over cells (t, s), position t and slot s, in the order i = t S + s. Sequential decoding
+solves it cell by cell; a schedule solves or approximates it with a few parallel passes:
+
+    sweep   one walk over all cells in `stride` sets; set r holds the cells i = r, r + stride, r + 2 stride, ..
+            stride 1 is one pass over everything (Jacobi), stride S goes slot by slot (Gauss-Seidel)
+    chunk   the sweeps are done for one block of positions after another, each seeing the exact states of those
+            before; a chunk of one position is sequential decoding
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One walk over the cells of the first `slots` slots."""
+
+    slots: int
+    """Slots taking part; the growing first passes of Jacobi use fewer than all."""
+    stride: int = 1
+    """Number of sets; 1 = all cells at once, `slots` = slot by slot."""
+    grad: bool = True
+    """Whether gradient flows through this sweep."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sweeps in order, done for every chunk of positions."""
+
+    sweeps: tuple[Sweep, ...]
+    chunk: int | None = None
+    """Positions solved together; None means all, 1 is sequential decoding."""
+
+    @property
+    def refinements(self) -> int:
+        """Sweeps over all slots beyond the first such: Jacobi's K."""
+        full = self.sweeps[-1].slots
+        return sum(sweep.slots == full for sweep in self.sweeps) - 1
+
+    def truncated(self, bptt_passes: int | None) -> Schedule:
+        """The same schedule with gradient through the last `bptt_passes` sweeps only (None: all)."""
+        if bptt_passes is None:
+            return self
+        first = len(self.sweeps) - bptt_passes
+        sweeps = tuple(
+            Sweep(sweep.slots, sweep.stride, grad=index >= first) for index, sweep in enumerate(self.sweeps)
+        )
+        return Schedule(sweeps, self.chunk)
+
+
+def one_pass(slots: int) -> Schedule:
+    """A single pass over all cells: methods without feedback."""
+    return Schedule((Sweep(slots),))
+
+
+def by_slot(slots: int) -> Schedule:
+    """Slot after slot, once: exact where a slot sees no later slot."""
+    return Schedule((Sweep(slots, stride=slots),))
+
+
+def jacobi(slots: int, refinements: int) -> Schedule:
+    """The paper's recipe: N growing passes, K refinements, one last pass (PonderLM-2, arXiv 2509.23184, section 3)."""
+    growing = tuple(Sweep(k) for k in range(1, slots))
+    return Schedule((*growing, *(Sweep(slots) for _ in range(refinements + 1))))
+
+
+def sequential(slots: int) -> Schedule:
+    """Cell after cell: the ground truth that every other schedule approximates."""
+    return Schedule((Sweep(slots, stride=slots),), chunk=1)
