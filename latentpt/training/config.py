@@ -1,0 +1,216 @@
+"""Configuration of one training: length and batch, optimizer, learning rate, ZeRO, checkpoints, validation, monitor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from latentpt.config import ConfigError, Section
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+class TrainingConfig(Section):
+    """How long to train, on how much at once, in which precision."""
+
+    steps: int | None = None
+    """Length of the training in optimizer steps; give this or training.tokens."""
+    tokens: int | None = None
+    """Length of the training in tokens, rounded up to whole steps; give this or training.steps."""
+    stop_at: int | None = None
+    """Stop (and save) after this step although the schedule goes on to the end; null means train to the end."""
+    batch_samples: int | None = None
+    """Global batch in samples of data.sequence_length tokens, over all ranks and accumulated micro-batches."""
+    batch_tokens: int | None = None
+    """Global batch in tokens, a multiple of data.sequence_length; give this or training.batch_samples."""
+    micro_batch: int = 8
+    """Samples that one rank runs forward and backward at once; accumulation follows from the global batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward; master weights, gradients summed over micro-batches and Adam's moments are fp32."""
+    attention: str = "sdpa"
+    """Attention backend, a name of `latentpt.modeling.attention`."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """torch.compile each block (not with zero.stage 3); the first step takes a minute or more."""
+    deterministic: bool = False
+    """Refuse GPU kernels whose sums depend on timing; on a CPU everything is deterministic anyway."""
+    max_skipped: int = 10
+    """Abort after this many consecutive steps with a non-finite gradient."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        for first, second in (("steps", "tokens"), ("batch_samples", "batch_tokens")):
+            given = [name for name in (first, second) if getattr(self, name) is not None]
+            _require(bool(given), f"training.{first} or training.{second} must be given")
+            _require(
+                len(given) == 1,
+                f"training.{first} and training.{second} are both given; set one of them to null",
+            )
+        for name in (
+            "steps",
+            "tokens",
+            "stop_at",
+            "batch_samples",
+            "batch_tokens",
+            "micro_batch",
+            "max_skipped",
+        ):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"training.{name} must be at least 1, got {value}")
+        return self
+
+    def global_batch(self, length: int) -> int:
+        """Samples per step for samples of `length` tokens."""
+        if self.batch_samples is not None:
+            return self.batch_samples
+        assert self.batch_tokens is not None  # one of the two is given
+        if self.batch_tokens % length:
+            nearest = max(1, round(self.batch_tokens / length)) * length
+            raise ConfigError(
+                f"training.batch_tokens = {self.batch_tokens} is no multiple of data.sequence_length = {length}; "
+                f"the nearest value that is one is {nearest}"
+            )
+        return self.batch_tokens // length
+
+    def total_steps(self, length: int) -> int:
+        """Optimizer steps of the whole training for samples of `length` tokens."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None  # one of the two is given
+        return -(-self.tokens // (self.global_batch(length) * length))
+
+    def accumulation(self, length: int, world: int) -> int:
+        """Micro-batches that each of `world` ranks accumulates per step."""
+        batch, together = self.global_batch(length), self.micro_batch * world
+        if batch % together:
+            fitting = [size for size in range(1, batch + 1) if batch % (size * world) == 0]
+            micro = min(fitting, key=lambda size: abs(size - self.micro_batch), default=None)
+            way_out = f"training.micro_batch = {micro} or " if micro else ""
+            raise ConfigError(
+                f"a global batch of {batch} samples cannot be divided into micro-batches of {self.micro_batch} on "
+                f"{world} rank{'s' if world > 1 else ''}; the nearest values that work are {way_out}"
+                f"a global batch of {max(1, round(batch / together)) * together} samples"
+            )
+        return batch // together
+
+
+class OptimizerConfig(Section):
+    """AdamW. Matrices (linear weights, embeddings, head) decay; vectors (biases, norm weights) do not."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of Adam's running means of the gradient and of its square."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas must be in [0, 1), got {self.betas}"
+        )
+        _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps}")
+        for name in ("weight_decay", "clip"):
+            _require(
+                getattr(self, name) >= 0, f"optimizer.{name} must be 0 or more, got {getattr(self, name)}"
+            )
+        return self
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the training: linear warm-up, then a shape that ends at the floor."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up: cosine to the floor; wsd: constant, then linear to the floor; constant."""
+    warmup: float = 0.01
+    """Steps of linear warm-up: below 1 a fraction of the training, otherwise a number of steps."""
+    decay: float = 0.2
+    """wsd only: length of the final decay, below 1 a fraction of the training, otherwise a number of steps."""
+    floor: float = 0.1
+    """Learning rate at the end, as a fraction of optimizer.lr."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        for name in ("warmup", "decay"):
+            _require(
+                getattr(self, name) >= 0, f"schedule.{name} must be 0 or more, got {getattr(self, name)}"
+            )
+        _require(0 <= self.floor <= 1, f"schedule.floor must be between 0 and 1, got {self.floor}")
+        return self
+
+
+class ZeroConfig(Section):
+    """Which parts of the training state DeepSpeed divides among the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """0: nothing; 1: optimizer states; 2: and gradients; 3: and parameters."""
+    bucket: int = 500_000_000
+    """Elements that one communication bucket holds at most."""
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved and what is kept of it. The last step and a stop by signal are saved always."""
+
+    every: int = 1000
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """How many of the latest checkpoints are kept."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this step are kept for good; null keeps none beyond the latest."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CheckpointConfig:
+        for name in ("every", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"checkpoint.{name} must be at least 1, got {value}")
+        if self.keep_every is not None and self.keep_every % self.every:
+            nearest = max(1, round(self.keep_every / self.every)) * self.every
+            raise ValueError(
+                f"checkpoint.keep_every = {self.keep_every} is no multiple of checkpoint.every = {self.every}; "
+                f"the nearest value that is one is {nearest}"
+            )
+        return self
+
+
+class ValidationConfig(Section):
+    """Loss on data.validation during training, by the training forward; also measured after the last step."""
+
+    every: int = 500
+    """Steps between measurements."""
+    samples: int | None = 256
+    """Samples of data.sequence_length tokens measured each time, from the start of the shards; null means all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        _require(self.every >= 1, f"validation.every must be at least 1, got {self.every}")
+        _require(
+            self.samples is None or self.samples >= 1,
+            f"validation.samples must be at least 1, got {self.samples}",
+        )
+        return self
+
+
+class MonitorConfig(Section):
+    """What is written down while training."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl (and of the console where it is no terminal)."""
+    tensorboard: bool = True
+    """Also write TensorBoard events to the run folder."""
+    peak_tflops: float | None = None
+    """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorConfig:
+        _require(self.every >= 1, f"monitor.every must be at least 1, got {self.every}")
+        return self

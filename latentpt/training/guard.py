@@ -1,0 +1,94 @@
+"""What may end a training early: a signal, a STOP file, gradients that are no longer finite."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# In the order of precedence when ranks report different reasons in the same step.
+REASONS = (None, "file STOP", "SIGUSR1", "SIGTERM")
+
+
+class StopSignals:
+    """Lets all ranks agree, without waiting for one another, on the step after which to save and stop.
+
+    A launcher signals its ranks one after another, up to half a minute apart, so a rank must not act on its own flag.
+    Every step posts the flags to a reduction on the CPU and reads the outcome of the step before: all ranks read the
+    same value at the same step, and the communication is over by the time it is read. Use as a context manager.
+    """
+
+    def __init__(self, stop_file: Path) -> None:
+        self._stop_file = stop_file
+        self._flag = 0
+        self._alone = not dist.is_initialized() or dist.get_world_size() == 1
+        self._looks = not dist.is_initialized() or dist.get_rank() == 0  # one rank looks for the file
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._posted: tuple[torch.Tensor, Any] | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._posted is not None:
+            with contextlib.suppress(RuntimeError):  # another rank may be gone already
+                self._posted[1].wait()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._flag = max(self._flag, REASONS.index(signal.Signals(number).name))
+
+    def reason(self) -> str | None:
+        """Call once after every step, on every rank: why to stop now, the same on all ranks, or None."""
+        if self._looks and self._stop_file.exists():
+            self._flag = max(self._flag, REASONS.index("file STOP"))
+        if self._alone:
+            return REASONS[self._flag]
+        agreed = 0
+        if self._posted is not None:
+            flags, work = self._posted
+            work.wait()
+            agreed = int(flags.item())
+        flags = torch.tensor([self._flag])
+        self._posted = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return REASONS[agreed]
+
+
+class TrainingDivergedError(RuntimeError):
+    """Gradients were not finite for too many steps in a row."""
+
+
+class SkippedSteps:
+    """Counts steps that were skipped because a gradient was not finite; every rank sees the same ones.
+
+    Attributes:
+        total: skipped steps since the beginning of the training.
+        in_a_row: skipped steps since the last applied one.
+    """
+
+    def __init__(self, limit: int, total: int = 0, in_a_row: int = 0) -> None:
+        self.limit, self.total, self.in_a_row = limit, total, in_a_row
+
+    def count(self, step: int, applied: bool) -> None:
+        """Take note of step `step` (the first is 1); raises TrainingDivergedError after `limit` skips in a row."""
+        if applied:
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise TrainingDivergedError(
+                f"the gradients of the last {self.in_a_row} steps were not finite; the last finite step was "
+                f"{step - self.in_a_row}: resume from a checkpoint before it with a lower optimizer.lr"
+            )
