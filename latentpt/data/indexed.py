@@ -1,0 +1,300 @@
+"""The shard format: Megatron / GPT-NeoX / Pythia .bin + .idx pairs (MMIDIDX, version 1), read and written.
+
+    NAME.bin   token ids back to back, little endian, no header
+    NAME.idx   9s magic | u64 version = 1 | u8 dtype code | u64 n sequences | u64 m entries of the document index
+               | i32[n] sequence lengths (tokens) | i64[n] byte offsets into .bin | i64[m] document index
+               | i8[n] sequence modes (Megatron multimodal only, ignored)
+
+The document index lists the sequence at which each document starts, first 0 and last n. Reading maps both files and
+checks every size and every entry when a shard is opened, so a damaged pair is refused then and not in mid-training.
+Writing goes to side files; the .idx appears last and marks the pair as complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from latentpt.data.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+OLD_MAGIC = b"TNTIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+# Codes 6 and 7 are floats, and Megatron and GPT-NeoX disagree which is which; tokens never need them.
+DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+MAX_DOCUMENT_TOKENS = 2**31 - 1
+_ENTRIES = 1 << 20  # index entries handled at a time: bounded memory whatever the shard
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Smallest dtype of the format's usual two that holds ids 0 .. vocab_size - 1: uint16, else int32."""
+    return np.dtype(np.uint16) if vocab_size <= 2**16 else np.dtype(np.int32)
+
+
+def _spans(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ENTRIES, count)) for start in range(0, count, _ENTRIES))
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    """Map a whole file for reading; an empty file cannot be mapped and is empty bytes."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+
+
+class Shard:
+    """A .bin/.idx pair, memory-mapped and checked.
+
+    Attributes:
+        tokens: every id of the shard, [num_tokens], in the dtype of the file, mapped.
+        lengths: sequence lengths in tokens, int32 [num_sequences], mapped.
+        document_index: first sequence of every document and the end, int64 [num_documents + 1], mapped.
+
+    Raises DataError, naming the file and the reason, for a pair that is missing, damaged or of another format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open `path`, given as NAME, NAME.bin or NAME.idx."""
+        self.prefix = shard_prefix(path)
+        self.bin_path, self.idx_path = bin_and_idx(self.prefix)
+        for file in (self.bin_path, self.idx_path):
+            if not file.is_file():
+                raise DataError(
+                    f"{file}: there is no such file; a shard is a .bin and an .idx of the same name"
+                )
+        index = _map(self.idx_path)
+        self.dtype, self.num_sequences, entries = self._read_header(index)
+        n, m = self.num_sequences, entries
+        self.lengths = np.frombuffer(index, "<i4", n, HEADER.size)
+        offsets = np.frombuffer(index, "<i8", n, HEADER.size + 4 * n)
+        self.document_index = np.frombuffer(index, "<i8", m, HEADER.size + 12 * n)
+        self.num_tokens = self._check_sequences(offsets)
+        self._check_documents()
+        bin_size = self.bin_path.stat().st_size
+        if bin_size != self.num_tokens * self.dtype.itemsize:
+            raise DataError(
+                f"{self.bin_path}: is {bin_size} bytes long, but {self.idx_path.name} describes {self.num_tokens} tokens "
+                f"of {self.dtype} = {self.num_tokens * self.dtype.itemsize} bytes; the file is damaged or truncated"
+            )
+        self.tokens = np.frombuffer(_map(self.bin_path), self.dtype.newbyteorder("<"), self.num_tokens)
+
+    def _refuse(self, reason: str) -> DataError:
+        return DataError(f"{self.idx_path}: {reason}")
+
+    def _read_header(self, index: mmap.mmap | bytes) -> tuple[np.dtype, int, int]:
+        if index[: len(OLD_MAGIC)] == OLD_MAGIC:
+            raise self._refuse(
+                "is of the old TNTIDX format; preprocess the data with the 'mmap' implementation"
+            )
+        if len(index) < HEADER.size:
+            raise self._refuse(f"is {len(index)} bytes long, shorter than the header of {HEADER.size} bytes")
+        magic, version, code, n, m = HEADER.unpack(index[: HEADER.size])
+        if magic != MAGIC:
+            raise self._refuse("does not start with MMIDIDX; it is not the index of a Megatron shard")
+        if version != 1:
+            raise self._refuse(f"has format version {version}; only version 1 is known")
+        if code not in DTYPES:
+            raise self._refuse(f"has dtype code {code}; token files have one of {sorted(DTYPES)}")
+        expected = HEADER.size + 12 * n + 8 * m
+        if len(index) not in (expected, expected + n):
+            raise self._refuse(
+                f"is {len(index)} bytes long, but {n} sequences and {m} document entries take {expected}; "
+                "the file is damaged or truncated"
+            )
+        return np.dtype(DTYPES[code]), n, m
+
+    def _check_sequences(self, offsets: NDArray[np.int64]) -> int:
+        """Check that sequences lie back to back; return the number of tokens."""
+        total = 0
+        for span in _spans(self.num_sequences):
+            lengths = self.lengths[span].astype(np.int64)
+            if lengths.min() < 0:
+                raise self._refuse(f"sequence {span.start + int(lengths.argmin())} has a negative length")
+            ends = total + np.cumsum(lengths)
+            wrong = np.flatnonzero(offsets[span] != (ends - lengths) * self.dtype.itemsize)
+            if wrong.size:
+                raise self._refuse(
+                    f"the offset of sequence {span.start + int(wrong[0])} is not the end of the one before it"
+                )
+            total = int(ends[-1])
+        return total
+
+    def _check_documents(self) -> None:
+        index, n = self.document_index, self.num_sequences
+        if index.size <= 1 and (index == 0).all():
+            # Written without document boundaries (Pythia's preshuffled data): every sequence stands for itself.
+            self.document_index = np.arange(n + 1, dtype=np.int64)
+        elif index[0] != 0 or index[-1] != n:
+            raise self._refuse(
+                f"its document index runs from {index[0]} to {index[-1]} instead of from 0 to {n}"
+            )
+        elif any((np.diff(index[span.start : span.stop + 1]) < 0).any() for span in _spans(index.size)):
+            raise self._refuse("its document index is not in ascending order")
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the shard."""
+        return len(self.document_index) - 1
+
+    def document_spans(self) -> Iterator[tuple[int, int]]:
+        """First token and end of every document, in order."""
+        start = 0
+        for span in _spans(self.num_documents):
+            first = self.document_index[span]
+            last = self.document_index[span.start + 1 : span.stop + 1]
+            sequences = self.lengths[first[0] : last[-1]].astype(np.int64)
+            ends = start + np.concatenate([[0], np.cumsum(sequences)])[last - first[0]]
+            for end in ends.tolist():
+                yield start, end
+                start = end
+
+    def documents(self) -> Iterator[NDArray]:
+        """Every document's tokens in order, each a view of the mapped file."""
+        return (self.tokens[start:end] for start, end in self.document_spans())
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What was written: the numbers a manifest keeps of one shard."""
+
+    name: str
+    """Name of the pair without suffix."""
+    documents: int
+    """Documents in it."""
+    tokens: int
+    """Tokens in it."""
+    bin_sha256: str
+    """Hash of the .bin file."""
+    idx_sha256: str
+    """Hash of the .idx file."""
+
+
+class ShardWriter:
+    """Writes one shard in bounded memory: lengths go to a side file, documents may come in pieces.
+
+    Used as a context manager it keeps the pair only if the block ends well; otherwise nothing is left behind.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype | type) -> None:
+        """Start the pair `prefix`.bin and `prefix`.idx with token ids of `dtype`."""
+        self.prefix = shard_prefix(prefix)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in CODES:
+            raise DataError(f"{self.prefix}: {self.dtype} is no token dtype; use uint16 or int32")
+        self.bin_path, self.idx_path = bin_and_idx(self.prefix)
+        self._side = {
+            kind: self.prefix.with_name(f"{self.prefix.name}.{kind}.tmp")
+            for kind in ("bin", "lengths", "idx")
+        }
+        self._tokens = self._side["bin"].open("wb")
+        self._lengths = self._side["lengths"].open("wb")
+        self._hash = hashlib.sha256()
+        self._limits = np.iinfo(self.dtype)
+        self.num_tokens = self.num_documents = self._pending = 0
+
+    def write(self, tokens: ArrayLike) -> None:
+        """Append a piece [n] of the current document; raises DataError for an id that the dtype cannot hold."""
+        ids = np.asarray(tokens)
+        if ids.dtype != self.dtype:
+            if ids.size and (int(ids.min()) < self._limits.min or int(ids.max()) > self._limits.max):
+                worst = max(int(ids.max()), int(ids.min()), key=abs)
+                raise DataError(
+                    f"{self.bin_path}: the id {worst} does not fit {self.dtype}; the vocabulary needs int32"
+                )
+            ids = ids.astype(self.dtype)
+        data = ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes()
+        self._tokens.write(data)
+        self._hash.update(data)
+        self._pending += ids.size
+
+    def end_document(self) -> None:
+        """Close the current document; raises DataError when it is longer than the format allows."""
+        if self._pending > MAX_DOCUMENT_TOKENS:
+            raise DataError(
+                f"{self.bin_path}: document {self.num_documents} has {self._pending} tokens; "
+                f"the format allows {MAX_DOCUMENT_TOKENS} a document, split it"
+            )
+        self._lengths.write(struct.pack("<i", self._pending))
+        self.num_tokens += self._pending
+        self.num_documents += 1
+        self._pending = 0
+
+    def add_document(self, tokens: ArrayLike) -> None:
+        """Append one whole document [n]."""
+        self.write(tokens)
+        self.end_document()
+
+    def close(self) -> ShardInfo:
+        """Write the index, make both files durable and give them their names, the .idx last."""
+        self._lengths.close()
+        self._tokens.flush()
+        os.fsync(self._tokens.fileno())
+        self._tokens.close()
+        idx_sha256 = self._write_index()
+        self._side["bin"].replace(self.bin_path)
+        self._side["idx"].replace(self.idx_path)
+        self._side["lengths"].unlink()
+        return ShardInfo(
+            self.prefix.name, self.num_documents, self.num_tokens, self._hash.hexdigest(), idx_sha256
+        )
+
+    def _write_index(self) -> str:
+        n = self.num_documents
+        lengths = np.frombuffer(_map(self._side["lengths"]), "<i4", n)
+        digest = hashlib.sha256()
+        with self._side["idx"].open("wb") as file:
+
+            def put(data: bytes) -> None:
+                file.write(data)
+                digest.update(data)
+
+            put(HEADER.pack(MAGIC, 1, CODES[self.dtype], n, n + 1))
+            for span in _spans(n):
+                put(lengths[span].tobytes())
+            end = 0
+            for span in _spans(n):
+                ends = end + np.cumsum(lengths[span].astype(np.int64))
+                put(((ends - lengths[span]) * self.dtype.itemsize).astype("<i8").tobytes())
+                end = int(ends[-1])
+            for span in _spans(n + 1):
+                put(np.arange(span.start, span.stop, dtype="<i8").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        return digest.hexdigest()
+
+    def abort(self) -> None:
+        """Drop everything written so far."""
+        self._tokens.close()
+        self._lengths.close()
+        for path in self._side.values():
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def shard_prefix(path: str | Path) -> Path:
+    """The name of a pair without suffix, from NAME, NAME.bin or NAME.idx."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+
+
+def bin_and_idx(prefix: Path) -> tuple[Path, Path]:
+    """Both files of the pair `prefix`."""
+    return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
