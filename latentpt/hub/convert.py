@@ -67,8 +67,7 @@ def to_hf(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for rule in layout.rules(model.config):
         state.update(zip(rule.theirs, rule.to_theirs(ours[rule.ours].detach()), strict=True))
     state.update({f"{_OURS}.{name}": p.detach() for name, p in model.method.named_parameters()})
-    scale = model.method.embed_scale(model.config.hidden_size)
-    thinking = {**model.thoughts.model_dump(mode="json"), "embed_scale": scale}
+    thinking = {**model.thoughts.model_dump(mode="json"), "embed_scale": model.method.embed_scale}
     config = {**layout.write_config(model.config), "vocab_size": model.config.vocab_size, _OURS: thinking}
     return config, {name: tensor.contiguous() for name, tensor in state.items()}
 

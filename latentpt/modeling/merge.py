@@ -144,7 +144,7 @@ class _MergedAttention(torch.autograd.Function):
 def _forward_block(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """One block: out [B, H, n_q, D] and natural-log lse [B, H, n_q] of the scores q k / sqrt(D)."""
     aten = torch.ops.aten
-    if q.device.type == "cpu":
+    if _on_cpu(q):
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
     if _has_cuda_flash(q):
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False)
@@ -159,7 +159,7 @@ def _backward_block(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one block for q, k, v, given the out and lse merged over all blocks."""
     aten = torch.ops.aten
-    if q.device.type == "cpu":
+    if _on_cpu(q):
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, causal)
     if _has_cuda_flash(q):
         unused = torch.empty(0, dtype=torch.int64, device=q.device)  # dropout's state; there is no dropout
@@ -196,3 +196,7 @@ def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
 
 def _has_cuda_flash(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+
+
+def _on_cpu(q: Tensor) -> bool:
+    return q.device.type == "cpu"

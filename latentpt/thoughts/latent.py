@@ -12,7 +12,7 @@ class Latent(ThoughtMethod):
     """u(t, s) = h(t, s - 1): the state after the final norm, no projection, nothing detached."""
 
     def latents(
-        self, decoder: Decoder, tokens: Tokens, inputs: Tensor | None, states: Tensor | None
+        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
     ) -> Tensor:
         """The states themselves, on the row of their position where positions are learned."""
         assert states is not None

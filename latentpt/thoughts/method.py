@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
@@ -21,6 +22,14 @@ class Visibility(Enum):
     CAUSAL = "every earlier slot"
     STAGE_CAUSAL = "s' <= s"
     SAME_SLOT = "s' = s"
+
+    def columns(self, slot: int, slots: int) -> list[slice]:
+        """Where, in a flat sequence of cells with `slots` per position, the cells lie that slot `slot` sees."""
+        if self is Visibility.CAUSAL:
+            return [slice(None)]
+        if self is Visibility.STAGE_CAUSAL:
+            return [slice(j, None, slots) for j in range(slot + 1)]
+        return [slice(slot, None, slots)]
 
 
 class Tokens(NamedTuple):
@@ -50,9 +59,10 @@ class ThoughtMethod(nn.Module):
     feedback = True
     """Whether a latent slot depends on the state before it; without feedback one pass is exact."""
 
-    def __init__(self, config: ThoughtsConfig) -> None:
+    def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.width = model.hidden_size
 
     @property
     def slots(self) -> int:
@@ -64,13 +74,14 @@ class ThoughtMethod(nn.Module):
         """What a slot sees."""
         return Visibility[self.config.visibility.upper()]
 
-    def embed_scale(self, width: int) -> float:
+    @property
+    def embed_scale(self) -> float:
         """Factor on token embeddings: sqrt(2.5 d) gives rows of std sqrt(2 / (5 d)) unit RMS, like a fed-back state."""
-        return self.config.embed_scale if self.config.embed_scale is not None else math.sqrt(2.5 * width)
+        return math.sqrt(2.5 * self.width) if self.config.embed_scale is None else self.config.embed_scale
 
     def tokens(self, decoder: Decoder, ids: Tensor, positions: Tensor) -> Tokens:
         """Embed ids [B, L] at int positions [L] or [B, L]."""
-        scale = self.embed_scale(decoder.config.hidden_size)
+        scale = self.embed_scale
         embeds, rows = decoder.embedding(ids).unsqueeze(2) * scale, None
         if decoder.position_embedding is not None:
             rows = decoder.position_embedding(positions).unsqueeze(-2) * scale
@@ -82,12 +93,12 @@ class ThoughtMethod(nn.Module):
         return decoder.norm(x)
 
     def latents(
-        self, decoder: Decoder, tokens: Tokens, inputs: Tensor | None, states: Tensor | None
+        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
     ) -> Tensor:
-        """Inputs of n latent slots from the n slots before them.
+        """Inputs [B, L, n, d] of the n latent slots named, from the n slots before them.
 
-        inputs and states [B, L, n, d] are what the earlier slots read and what came out of them (states None in a
-        method without feedback: then all N latent slots are wanted); returns [B, L, n, d].
+        inputs and states [B, L, n, d] are what those earlier slots read and what came out of them; None in a method
+        without feedback.
         """
         raise NotImplementedError
 
@@ -104,6 +115,16 @@ class ThoughtMethod(nn.Module):
         if refinements is None:
             refinements = self.config.refinement_range[1]
         return jacobi(self.slots, refinements).truncated(self.config.bptt_passes)
+
+    def exact_schedule(self) -> Schedule:
+        """The cheapest schedule that is exact: one sweep, unless later slots are seen and states fed back."""
+        if self.slots == 1 or (not self.feedback and self.visibility is Visibility.CAUSAL):
+            return one_pass(self.slots)
+        return sequential(self.slots) if self.visibility is Visibility.CAUSAL else by_slot(self.slots)
+
+    def latent_flops(self, model: ModelConfig) -> int:
+        """Forward FLOPs of making one latent slot's input, beyond the trunk."""
+        return 0
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step: K is drawn from (seed, step) alone, hence the same on every rank."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
-from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.decoder import Decoder, KeysValues
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.registry import make_method
@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config, self.thoughts = model, thoughts
         self.decoder = Decoder(model, attention, checkpoint_activations)
-        self.method = make_method(thoughts)
+        self.method = make_method(thoughts, model)
 
     def initialize(self, seed: int) -> None:
         """Fresh weights, a function of the seed alone (methods.md section 2)."""
@@ -49,15 +49,26 @@ class LanguageModel(nn.Module):
         """The schedule of one training step, equal on every rank."""
         return self.method.training_schedule(seed, step)
 
-    def think(self, input_ids: Tensor, schedule: Schedule | None = None) -> Tensor:
-        """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule."""
-        length = input_ids.shape[1]
-        if self.config.positions == "learned" and length > self.config.max_positions:
-            raise ValueError(f"{length} tokens do not fit model.max_positions = {self.config.max_positions}")
-        positions = torch.arange(length, device=input_ids.device)
-        tokens = self.method.tokens(self.decoder, input_ids, positions)
-        x, _ = solve(self.decoder, self.method, tokens, schedule or self.method.schedule())
-        return self.decoder.norm(x)
+    def think(
+        self,
+        input_ids: Tensor,
+        schedule: Schedule | None = None,
+        prefix: KeysValues | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, KeysValues]:
+        """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule.
+
+        `prefix` holds the keys and values of all cells before; `keep` asks for those of these cells as well.
+        """
+        start = prefix[0][0].shape[2] // self.method.slots if prefix else 0
+        end = start + input_ids.shape[1]
+        if self.config.positions == "learned" and end > self.config.max_positions:
+            raise ValueError(f"{end} tokens do not fit model.max_positions = {self.config.max_positions}")
+        tokens = self.method.tokens(
+            self.decoder, input_ids, torch.arange(start, end, device=input_ids.device)
+        )
+        x, kv = solve(self.decoder, self.method, tokens, schedule or self.method.schedule(), prefix, keep)
+        return self.decoder.norm(x), kv
 
     def forward(
         self,
@@ -73,7 +84,7 @@ class LanguageModel(nn.Module):
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
         Positions whose target is -100 carry no loss.
         """
-        hidden = self.think(input_ids, schedule)
+        hidden, _ = self.think(input_ids, schedule)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None

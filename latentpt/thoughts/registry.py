@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latentpt.config import ConfigError, nearest
+from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.latent import Latent
 from latentpt.thoughts.method import ThoughtMethod
@@ -14,10 +15,10 @@ METHODS: dict[str, type[ThoughtMethod]] = {
 }
 
 
-def make_method(config: ThoughtsConfig) -> ThoughtMethod:
+def make_method(config: ThoughtsConfig, model: ModelConfig) -> ThoughtMethod:
     """The method a configuration names; raises ConfigError with the nearest name if there is none."""
     if config.method not in METHODS:
         raise ConfigError(
             f"thoughts.method = {config.method} is unknown; the nearest method is {nearest(config.method, METHODS)}"
         )
-    return METHODS[config.method](config)
+    return METHODS[config.method](config, model)

@@ -47,19 +47,20 @@ def solve(
     """Run the schedule over tokens [B, L], after the cells whose keys and values are in `prefix`.
 
     Returns the residual stream of the last slots, [B, L, d], before the final norm, and, if `keep`, the keys and
-    values of prefix and stretch together.
+    values of the stretch.
     """
     length = tokens.ids.shape[1]
     chunk = schedule.chunk or length
-    pieces = []
+    pieces, kept = [], list(prefix or [])
     for start in range(0, length, chunk):
         stretch = tokens.at(slice(start, start + chunk))
-        more = keep or start + chunk < length
-        cells = _Stretch(decoder, method, stretch, prefix or []).solve(schedule.sweeps, more)
+        wanted = keep or start + chunk < length
+        cells = _Stretch(decoder, method, stretch, kept).solve(schedule.sweeps, wanted)
         pieces.append(cells.x[:, :, -1])
-        if more:
-            prefix = _append(prefix, cells.kv)
-    return torch.cat(pieces, dim=1), (prefix or []) if keep else []
+        if wanted:
+            kept = _append(kept, cells.kv)
+    known = prefix[0][0].shape[2] if prefix else 0
+    return torch.cat(pieces, dim=1), [(k[:, :, known:], v[:, :, known:]) for k, v in kept] if keep else []
 
 
 class _Stretch:
@@ -86,7 +87,7 @@ class _Stretch:
         slots = sweep.slots
         u = self.tokens.embeds
         if slots > 1:
-            latents = self._latents(self.tokens, before, slots - 1)
+            latents = self._latents(before, range(1, slots))
             u = torch.cat([u, latents], dim=2)
         read = None
         if following is None and slots > 1:
@@ -99,13 +100,15 @@ class _Stretch:
         x, kv = self.decoder.run(u, angles, others, read, keep=wanted)
         return Cells(u, x, kv)
 
-    def _latents(self, tokens: Tokens, before: Cells | None, count: int) -> Tensor:
-        """Inputs of latent slots 1..count from the slots before them, as the previous sweep left them."""
+    def _latents(self, before: Cells | None, slots: range) -> Tensor:
+        """Inputs of some latent slots from the slots before them."""
         if not self.method.feedback:
-            return self.method.latents(self.decoder, tokens, None, None)
+            return self.method.latents(self.decoder, self.tokens, slots, None, None)
         assert before is not None, "a schedule starts with the token slots"
-        states = self.method.states(self.decoder, before.x[:, :, :count])
-        return self.method.latents(self.decoder, tokens, before.inputs[:, :, :count], states)
+        states = self.method.states(self.decoder, before.x[:, :, : len(slots)])
+        return self.method.latents(
+            self.decoder, self.tokens, slots, before.inputs[:, :, : len(slots)], states
+        )
 
     def _columns(self, sweep: Sweep, following: Sweep | None, before: Cells | None, keep: bool) -> Cells:
         """Slot after slot; latents come from this sweep."""
@@ -116,7 +119,7 @@ class _Stretch:
         fresh: list[KeysValues] = []
         column: Cells | None = None
         for slot in range(slots):
-            u = self.tokens.embeds if slot == 0 else self._latents(self.tokens, column, 1)
+            u = self.tokens.embeds if slot == 0 else self._latents(column, range(slot, slot + 1))
             unread = following is not None and slot == slots - 1
             others = [
                 self._seen(layer, slot, slots, fresh, before) for layer in range(len(self.decoder.blocks))
@@ -146,12 +149,7 @@ class _Stretch:
     def _seen_prefix(self, layer: int, slot: int) -> list[KeyBlock]:
         """The cells of earlier chunks that slot `slot` sees."""
         k, v = self.prefix[layer]
-        slots = self.method.slots
-        columns = {
-            Visibility.CAUSAL: [slice(None)],
-            Visibility.STAGE_CAUSAL: [slice(j, None, slots) for j in range(slot + 1)],
-            Visibility.SAME_SLOT: [slice(slot, None, slots)],
-        }[self.method.visibility]
+        columns = self.method.visibility.columns(slot, self.method.slots)
         return [KeyBlock(k[:, :, column], v[:, :, column], Relation.ALL) for column in columns]
 
 
@@ -167,7 +165,7 @@ def _interleave(columns: list[KeysValues]) -> KeysValues:
     ]
 
 
-def _append(prefix: KeysValues | None, kv: KeysValues) -> KeysValues:
+def _append(prefix: KeysValues, kv: KeysValues) -> KeysValues:
     if not prefix:
         return kv
     return [

@@ -1,0 +1,45 @@
+"""Shared helpers: tiny models of every family, in float64 where equality is claimed."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from latentpt.modeling.config import ModelConfig
+from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.model import LanguageModel
+
+torch.set_num_threads(1)
+
+FAMILIES = ("pythia", "llama", "gpt2")
+
+
+def tiny_model(family="llama", dtype=torch.float64, seed=0, size=None, weights=2.0, **thoughts):
+    """Two layers, 4 heads (2 key heads in llama), 37 tokens; weights widened so that nothing is nearly linear."""
+    fields = {
+        "family": family, "vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": 4,
+        "num_kv_heads": 2 if family == "llama" else 0, "max_positions": 64, "intermediate_size": 40,
+        "rotary_fraction": {"pythia": 0.5, "llama": 1.0, "gpt2": 0.0}[family], **(size or {}),
+    }  # fmt: skip
+    model = LanguageModel(ModelConfig(**fields), ThoughtsConfig(**thoughts))
+    model.initialize(seed)
+    model = model.to(dtype)
+    with torch.no_grad():
+        for parameter in model.decoder.blocks.parameters():
+            parameter.mul_(weights) if parameter.dim() > 1 else parameter.add_(0.1)
+    return model
+
+
+def tiny_ids(rows=2, length=7, vocab=37, seed=0):
+    """Random ids int64 [rows, length]."""
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    """Each architecture family in turn."""
+    return request.param

@@ -1,0 +1,83 @@
+"""Attention over key blocks against one explicit mask, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks, attend_dense
+
+RELATIONS = [Relation.CAUSAL, Relation.STRICT, Relation.ALL]
+
+
+def blocks_of(relations, n, kv_heads, prefix, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    blocks = []
+    for relation in relations:
+        length = prefix if relation is Relation.ALL else n
+        k, v = (torch.randn(2, kv_heads, length, 8, dtype=dtype, generator=generator) for _ in "kv")
+        blocks.append(KeyBlock(k.requires_grad_(), v.requires_grad_(), relation))
+    q = torch.randn(2, 4, n, 8, dtype=dtype, generator=generator, requires_grad=True)
+    return q, blocks
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rest=st.lists(st.sampled_from(RELATIONS), max_size=4),
+    n=st.integers(1, 9),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    prefix=st.integers(1, 5),
+)
+def test_merged_blocks_equal_one_masked_softmax_in_values_and_gradients(rest, n, kv_heads, prefix):
+    q, blocks = blocks_of([Relation.CAUSAL, *rest], n, kv_heads, prefix)
+    leaves = [q, *(t for b in blocks for t in (b.k, b.v))]
+    weights = torch.randn(2, 4, n, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for attend in (attend_blocks, attend_dense):
+        out = attend(q, blocks)
+        results.append((out, *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(
+            ours, torch.zeros_like(ours) if reference is None else reference, atol=1e-12, rtol=1e-10
+        )
+
+
+def test_the_gradient_of_merged_attention_passes_a_numerical_check():
+    q, blocks = blocks_of([Relation.CAUSAL, Relation.STRICT, Relation.ALL], 3, 4, 2)
+
+    def attend(q, *kv):
+        return attend_blocks(
+            q, [KeyBlock(kv[2 * i], kv[2 * i + 1], b.relation) for i, b in enumerate(blocks)]
+        )
+
+    assert gradcheck(attend, (q, *(t for b in blocks for t in (b.k, b.v))))
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_path_without_a_flash_kernel_equals_the_flash_path(n, monkeypatch):
+    from latentpt.modeling import merge
+
+    q, blocks = blocks_of([Relation.CAUSAL, Relation.STRICT, Relation.ALL], n, 4, 3)
+    k, v = blocks[0].k.detach(), blocks[0].v.detach()
+    q = q.detach()
+    grad = torch.randn(q.shape, dtype=q.dtype)
+    for causal in (True, False):
+        out, lse = merge._forward_block(q, k, v, causal)
+        expected = merge._backward_block(grad, q, k, v, out, lse, causal)
+        with monkeypatch.context() as patch:
+            patch.setattr(merge, "_on_cpu", lambda q: False)
+            plain_out, plain_lse = merge._forward_block(q, k, v, causal)
+            plain = merge._backward_block(grad, q, k, v, out, lse, causal)
+        torch.testing.assert_close(
+            (plain_out, plain_lse, *plain), (out, lse, *expected), atol=1e-12, rtol=1e-10
+        )
+
+
+def test_merged_attention_in_bfloat16_is_as_close_as_plain_attention():
+    q, blocks = blocks_of([Relation.CAUSAL, Relation.STRICT], 64, 4, 2)
+    low_q, low = q.bfloat16(), [KeyBlock(b.k.bfloat16(), b.v.bfloat16(), b.relation) for b in blocks]
+    exact = attend_dense(q, blocks)
+    ours = (attend_blocks(low_q, low).double() - exact).abs().max()
+    plain = (attend_dense(low_q, low).double() - exact).abs().max()
+    assert ours <= 2 * plain

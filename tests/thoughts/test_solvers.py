@@ -1,0 +1,165 @@
+"""What the schedules promise, in float64."""
+
+import pytest
+import torch
+
+from latentpt.thoughts.schedule import Schedule, Sweep, by_slot, jacobi, one_pass, sequential
+from tests.conftest import tiny_ids, tiny_model
+
+
+def hidden(model, ids, schedule=None):
+    return model.think(ids, schedule)[0]
+
+
+def close(a, b, atol=1e-11):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("thoughts", [1, 2, 3])
+def test_jacobi_with_enough_refinements_equals_sequential(family, thoughts):
+    model = tiny_model(family, method="latent", num_thoughts=thoughts)
+    ids, slots = tiny_ids(length=5), thoughts + 1
+    exact = hidden(model, ids, sequential(slots))
+    close(hidden(model, ids, jacobi(slots, 5 * thoughts)), exact)
+    assert (hidden(model, ids, jacobi(slots, 1)) - exact).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("thoughts", [1, 2, 3])
+def test_stage_causal_in_one_sweep_equals_its_own_sequential_decoding(family, thoughts):
+    model = tiny_model(family, method="latent", num_thoughts=thoughts, visibility="stage_causal")
+    ids, slots = tiny_ids(length=6), thoughts + 1
+    assert model.method.schedule() == by_slot(slots)
+    close(hidden(model, ids), hidden(model, ids, sequential(slots)))
+
+
+def test_stage_causal_slots_do_not_see_later_slots_of_earlier_positions():
+    exact, staged = (
+        tiny_model(method="latent", num_thoughts=2, visibility=v) for v in ("causal", "stage_causal")
+    )
+    ids = tiny_ids()
+    assert (hidden(exact, ids, sequential(3)) - hidden(staged, ids)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("visibility", ["causal", "stage_causal"])
+def test_any_chunking_of_an_exact_solver_is_exact(visibility):
+    model = tiny_model(method="latent", num_thoughts=2, visibility=visibility)
+    ids = tiny_ids(length=7)
+    exact = hidden(model, ids, sequential(3))
+    sweeps = by_slot(3).sweeps if visibility == "stage_causal" else jacobi(3, 14).sweeps
+    for chunk in (2, 3, 7):
+        close(hidden(model, ids, Schedule(sweeps, chunk)), exact)
+
+
+def test_no_thoughts_of_any_method_equal_vanilla(family):
+    from latentpt.thoughts.registry import METHODS
+
+    ids = tiny_ids()
+    vanilla = tiny_model(family, embed_scale=2.0)
+    for name in METHODS:
+        model = tiny_model(family, method=name, num_thoughts=0, embed_scale=2.0)
+        model.decoder.load_state_dict(vanilla.decoder.state_dict())
+        torch.testing.assert_close(model(ids, labels=ids), vanilla(ids, labels=ids), rtol=0, atol=0)
+        assert model.method.schedule() == one_pass(1)
+
+
+@pytest.mark.parametrize("visibility", ["causal", "stage_causal"])
+def test_no_position_sees_the_future(family, visibility):
+    model = tiny_model(family, method="latent", num_thoughts=2, visibility=visibility)
+    ids = tiny_ids(length=6)
+    changed = ids.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 37
+    before, after = hidden(model, ids), hidden(model, changed)
+    close(before[:, :4], after[:, :4], atol=0)
+    assert (before[:, 4:] - after[:, 4:]).abs().amax((0, 2)).min() > 1e-6
+
+
+def test_truncation_changes_gradients_but_not_the_loss():
+    ids = tiny_ids()
+    losses, gradients = [], []
+    for passes in (None, 4, 2, 1):
+        model = tiny_model(method="latent", num_thoughts=1, refinements=2, bptt_passes=passes)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert len({loss.item() for loss in losses}) == 1
+    close(gradients[0], gradients[1], atol=0)  # there are N + K + 1 = 4 passes
+    similar = [torch.cosine_similarity(gradients[0], g, dim=0) for g in gradients]
+    assert 1 > similar[2] > similar[3] > 0
+
+
+def test_a_truncated_pass_keeps_no_graph():
+    model = tiny_model(method="latent", num_thoughts=1, refinements=3, bptt_passes=1)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        model(tiny_ids(), labels=tiny_ids())
+        truncated = sum(saved)
+        saved.clear()
+        model(tiny_ids(), labels=tiny_ids(), schedule=jacobi(2, 3))
+    assert truncated < 0.4 * sum(saved)
+
+
+def test_weights_cast_under_autocast_without_gradient_are_cast_again_with_it():
+    model = tiny_model(dtype=torch.float32, method="latent", num_thoughts=1, refinements=2, bptt_passes=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(tiny_ids(), labels=tiny_ids(), return_logits=False).loss
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.decoder.blocks.parameters())
+
+
+def test_checkpointed_activations_give_the_same_gradients(family):
+    ids = tiny_ids()
+    gradients = []
+    for checkpointed in (False, True):
+        model = tiny_model(family, method="latent", num_thoughts=2, refinements=1)
+        model.decoder.checkpoint_activations = checkpointed
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        close(a, b, atol=1e-13)
+
+
+def test_the_last_layer_works_only_for_slots_that_are_read():
+    model = tiny_model(method="latent", num_thoughts=1, refinements=2)
+    cells = {"first": [], "last": []}
+    for name, block in (("first", model.decoder.blocks[0]), ("last", model.decoder.blocks[-1])):
+        block.mlp.register_forward_hook(lambda m, i, o, name=name: cells[name].append(o.shape[2]))
+    model(tiny_ids())
+    assert cells == {"first": [1, 2, 2, 2], "last": [1, 1, 1, 1]}
+
+
+def test_reading_some_slots_gives_what_reading_all_would(family):
+    model = tiny_model(family, method="latent", num_thoughts=2)
+    u = torch.randn(2, 5, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    angles = model.decoder.angles(torch.arange(5))
+    everything, _ = model.decoder.run(u, angles)
+    for read in (slice(0, 1), slice(1, 3), slice(2, 3)):
+        some, _ = model.decoder.run(u, angles, read=read)
+        close(some, everything[:, :, read], atol=1e-12)
+
+
+def test_the_number_of_refinements_is_a_function_of_seed_and_step():
+    model = tiny_model(method="latent", num_thoughts=1, refinements=(2, 4))
+    drawn = [model.training_schedule(3, step).refinements for step in range(200)]
+    assert set(drawn) == {2, 3, 4}
+    torch.manual_seed(99)
+    assert drawn == [model.training_schedule(3, step).refinements for step in range(200)]
+    assert drawn != [model.training_schedule(4, step).refinements for step in range(200)]
+    assert model.method.schedule().refinements == 4
+
+
+def test_the_paper_recipe_runs_the_passes_the_paper_counts():
+    for thoughts, refinements in ((1, 3), (2, 2), (3, 1)):
+        slots = thoughts + 1
+        schedule = jacobi(slots, refinements)
+        total = sum(sweep.slots for sweep in schedule.sweeps)
+        assert total == thoughts * slots // 2 + (refinements + 1) * slots
+        assert schedule.sweeps[0] == Sweep(1) and schedule.refinements == refinements
+
+
+def test_loss_of_labels_is_the_mean_over_shifted_targets():
+    model, ids = tiny_model(), tiny_ids()
+    out = model(ids, labels=ids)
+    expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, expected)
+    assert model(ids, labels=ids, return_logits=False).logits is None
