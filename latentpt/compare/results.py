@@ -1,0 +1,131 @@
+"""What the arms' folders say: curves from metrics.jsonl, losses measured after training, figures for the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentpt.compare.execute import finished
+from latentpt.compare.measure import Measured, measurement_path
+from latentpt.compare.plan import Plan, PlannedArm
+from latentpt.compare.spread import Estimate, estimate, smallest_difference
+from latentpt.config import ConfigError
+from latentpt.run import RunFolder, read_metrics
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run."""
+
+    seed: int
+    """Its seed."""
+    curve: dict[str, np.ndarray]
+    """Validation during training: tokens, training_flops, seconds, loss, each [points]."""
+    seconds: float
+    """Wall time of training, evaluation not counted."""
+    tokens: int
+    """Tokens trained on."""
+    measured: Measured
+    """Losses and texts measured after training."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its finished seeds."""
+
+    plan: PlannedArm
+    """What was planned."""
+    runs: list[RunResult]
+    """Its finished runs, in the order of the seeds."""
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.plan.name
+
+    @property
+    def loss(self) -> Estimate:
+        """Validation loss of the training forward, nats per token."""
+        return estimate([run.measured.loss for run in self.runs])
+
+    @property
+    def exact_loss(self) -> Estimate:
+        """Validation loss of exact sequential decoding, nats per token."""
+        return estimate([run.measured.exact_loss for run in self.runs])
+
+    @property
+    def gap(self) -> Estimate:
+        """Exact loss minus that of the training forward: what training's approximation hides."""
+        return estimate([run.measured.exact_loss - run.measured.loss for run in self.runs])
+
+    @property
+    def speed(self) -> Estimate:
+        """Training tokens per second."""
+        return estimate([run.tokens / run.seconds for run in self.runs])
+
+    @property
+    def seconds(self) -> Estimate:
+        """Wall time of training."""
+        return estimate([run.seconds for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Results:
+    """A comparison as far as it was run."""
+
+    plan: Plan
+    """Its plan."""
+    arms: list[ArmResult]
+    """Arms with at least one finished run, in the plan's order."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every arm was run with every seed."""
+        return len(self.arms) == len(self.plan.arms) and all(
+            len(arm.runs) == len(self.plan.comparison.seeds) for arm in self.arms
+        )
+
+    def smallest_difference(self) -> float | None:
+        """Smallest difference in exact loss that seeds do not explain, over the seeds that every arm finished."""
+        shared = set.intersection(*({run.seed for run in arm.runs} for arm in self.arms))
+        losses = [[run.measured.exact_loss for run in arm.runs if run.seed in shared] for arm in self.arms]
+        return smallest_difference(np.array(losses)) if shared else None
+
+
+def read_results(plan: Plan) -> Results:
+    """Read every finished and measured run; ConfigError if there is none."""
+    arms = []
+    for arm in plan.arms:
+        runs = [
+            read_run(plan, arm.name, seed)
+            for seed in plan.comparison.seeds
+            if is_measured(plan, arm.name, seed)
+        ]
+        if runs:
+            arms.append(ArmResult(arm, runs))
+    if not arms:
+        raise ConfigError(f"{plan.comparison.folder} has no finished run yet; `compare.py run` trains them")
+    return Results(plan, arms)
+
+
+def is_measured(plan: Plan, arm: str, seed: int) -> bool:
+    """Whether a run was trained to its end and measured."""
+    return finished(plan.run_folder(arm, seed)) and measurement_path(plan, arm, seed).is_file()
+
+
+def read_run(plan: Plan, arm: str, seed: int) -> RunResult:
+    """One finished run from its folder."""
+    lines = read_metrics(RunFolder(plan.run_folder(arm, seed)).metrics)
+    validation = [line for line in lines if line["kind"] == "validation"]
+    last = next(line for line in reversed(lines) if line["kind"] == "train")
+    return RunResult(
+        seed=seed,
+        curve={
+            key: np.array([line[key] for line in validation])
+            for key in ("tokens", "training_flops", "seconds", "loss")
+        },
+        seconds=last["seconds"],
+        tokens=last["tokens"],
+        measured=Measured.model_validate_json(measurement_path(plan, arm, seed).read_bytes()),
+    )

@@ -1,0 +1,173 @@
+"""Matching arms at a budget, refusing unfair ones, writing run configurations."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from latentpt.compare.plan import describe_plan, make_plan, read_plan, write_plan
+from latentpt.config import ConfigError, load_config
+from latentpt.run import RunConfig
+from latentpt.training.flops import training_flops_per_token
+from tests.compare.conftest import LATENT, STAGES
+
+
+def by_name(plan):
+    return {arm.name: arm for arm in plan.arms}
+
+
+def test_equal_tokens_gives_every_arm_the_steps_of_the_base(comparison):
+    plan = make_plan(comparison())
+    assert {arm.tokens for arm in plan.arms} == {100 * 4 * 16}
+    assert {arm.share for arm in plan.arms} == {1.0}
+
+
+def test_equal_training_flops_come_out_within_one_step(comparison):
+    plan = make_plan(comparison(budget="training_flops", reference="latent"))
+    arms = by_name(plan)
+    for arm in plan.arms:
+        step = arm.training_flops_per_token * 64
+        assert abs(arm.training_flops - plan.amount) <= step / 2
+    assert arms["vanilla"].tokens > arms["stages"].tokens > arms["latent"].tokens == 6400
+
+
+def test_training_flops_spent_on_layers_leave_tokens_to_fill_the_rest(comparison):
+    config = comparison(
+        budget="training_flops",
+        reference="latent",
+        spend_of={"vanilla": "layers"},
+        arms={"latent": LATENT, "vanilla": {}},
+    )
+    vanilla = by_name(make_plan(config))["vanilla"]
+    assert vanilla.config["model"]["num_layers"] > 4
+    assert vanilla.tokens == pytest.approx(6400, rel=0.1)
+    assert vanilla.share == pytest.approx(1, abs=0.01)
+
+
+def test_equal_inference_flops_give_vanilla_about_twice_the_layers_of_one_thought(comparison):
+    config = comparison(
+        budget="inference_flops",
+        reference="stages",
+        spend="layers",
+        tolerance=0.2,
+        arms={"stages": STAGES, "vanilla": {}},
+    )
+    vanilla = by_name(make_plan(config))["vanilla"]
+    assert vanilla.config["model"]["num_layers"] == 4
+    assert vanilla.tokens == 6400
+
+
+def test_width_grows_by_whole_heads_and_takes_the_embedding_scale_along(comparison):
+    config = comparison(
+        budget="inference_flops",
+        reference="stages",
+        spend="width",
+        tolerance=0.3,
+        arms={"stages": STAGES, "vanilla": {}},
+    )
+    model = by_name(make_plan(config))["vanilla"].config
+    width = model["model"]["hidden_size"]
+    assert width > 32 and width == 8 * model["model"]["num_heads"]
+    assert model["thoughts"]["embed_scale"] == pytest.approx(math.sqrt(2.5 * width))
+
+
+def test_an_arm_that_cannot_meet_the_budget_is_refused(comparison):
+    config = comparison(
+        budget="inference_flops",
+        reference="stages",
+        spend="layers",
+        tolerance=1e-6,
+        arms={"stages": STAGES, "vanilla": {}},
+    )
+    with pytest.raises(ConfigError, match=r"arm vanilla uses 0\.\d\d of the inference FLOPs per token"):
+        make_plan(config)
+
+
+def test_equal_seconds_follow_the_measured_speeds(comparison):
+    plan = make_plan(
+        comparison(budget="seconds", amount=10), {"vanilla": 6400.0, "latent": 1280.0, "stages": 3200.0}
+    )
+    assert [arm.tokens for arm in plan.arms] == [64000, 12800, 32000]
+
+
+def test_every_arm_gets_the_same_embedding_scale(comparison):
+    plan = make_plan(comparison())
+    assert {arm.config["thoughts"]["embed_scale"] for arm in plan.arms} == {math.sqrt(2.5 * 32)}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("optimizer", "weight_decay", 0.0),
+        ("model", "norm_eps", 0.1),
+        ("data", "sequence_length", 8),
+        ("schedule", "warmup", 0.5),
+    ],
+)
+def test_a_difference_in_what_must_be_equal_is_refused_unless_named(comparison, section, key, value):
+    arms = {"vanilla": {}, "latent": {**LATENT, section: {key: value}}}
+    with pytest.raises(ConfigError, match=f"arm latent has {section}.{key}"):
+        make_plan(comparison(arms=arms))
+    plan = make_plan(comparison(arms=arms, differ=[f"{section}.{key}"]))
+    assert plan.differs[f"{section}.{key}"]["latent"] == value
+
+
+def test_the_plan_names_every_key_in_which_arms_differ_and_no_other(comparison):
+    plan = make_plan(comparison())
+    assert set(plan.differs) == {
+        "thoughts.method", "thoughts.num_thoughts", "thoughts.visibility", "thoughts.refinements",
+    }  # fmt: skip
+    assert plan.differs["thoughts.refinements"] == {"vanilla": 3, "latent": 1, "stages": 3}
+    assert "thoughts.visibility" in describe_plan(plan)
+
+
+def test_written_run_configurations_load_and_differ_between_seeds_in_the_seed_alone(comparison):
+    plan = make_plan(comparison(seeds=[0, 7]))
+    write_plan(plan)
+    runs = [load_config(RunConfig, plan.config_path("latent", seed)) for seed in (0, 7)]
+    assert [run.seed for run in runs] == [0, 7]
+    assert [run.output for run in runs] == ["out/runs/latent-seed0", "out/runs/latent-seed7"]
+    assert runs[0].model_copy(update={"seed": 7, "output": runs[1].output}) == runs[1]
+    assert runs[0].steps == 100
+    assert read_plan(Path("out")) == plan
+
+
+def test_a_plan_that_contradicts_a_run_already_made_is_refused(comparison):
+    write_plan(make_plan(comparison()))
+    Path("out/runs/latent-seed0").mkdir(parents=True)
+    before = Path("out/plan/latent-seed0.yaml").read_text()
+    changed = comparison(
+        arms={"vanilla": {}, "latent": {"thoughts": {**LATENT["thoughts"], "refinements": 2}}}
+    )
+    with pytest.raises(ConfigError, match="out/runs/latent-seed0 holds a run of another plan"):
+        write_plan(make_plan(changed))
+    assert Path("out/plan/latent-seed0.yaml").read_text() == before
+    write_plan(make_plan(comparison(seeds=[0, 1])))  # more seeds contradict nothing
+
+
+def test_flops_of_the_plan_are_those_of_the_flop_module(comparison):
+    plan = make_plan(comparison())
+    for arm in plan.arms:
+        run = RunConfig.model_validate(arm.config)
+        assert arm.training_flops_per_token == training_flops_per_token(run.model, run.thoughts, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "arms is empty"),
+        ({"reference": "vanila"}, "did you mean vanilla"),
+        ({"spend_of": {"latnt": "layers"}}, "did you mean latent"),
+        ({"arms": {"a/b": {}}}, "letters, digits"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"budget": "inference_flops"}, "tokens do not change inference FLOPs"),
+        ({"budget": "flops"}, "budget must be one of"),
+        ({"tolerance": 0}, "tolerance must be positive"),
+        ({"base": "bse.yaml"}, "bse.yaml is not a file"),
+        ({"arms": {"latent": {"thoughts": {"metod": "latent"}}}}, "did you mean thoughts.method"),
+    ],
+)
+def test_a_comparison_that_cannot_work_is_refused_in_one_sentence(comparison, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make_plan(comparison(**changes))
+    assert "\n" not in str(error.value)
