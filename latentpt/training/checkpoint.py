@@ -23,17 +23,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from latentpt.config import ConfigError
+from latentpt.files import write_text
 from latentpt.training.engine import MOMENTS, Engine
 
 MARK = "COMMIT"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ConfigError):
     """A checkpoint that cannot be used, with its path and the reason."""
 
 
@@ -86,10 +89,11 @@ def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, 
             "layout": {"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
             "config": dict(config),
         }
-        _write(side / "meta.json", meta)
+        write_text(side / "meta.json", json.dumps(meta, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         side.rename(final)
-        _write(final / MARK, {path.name: path.stat().st_size for path in sorted(final.iterdir())})
+        sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
+        write_text(final / MARK, json.dumps(sizes, indent=1) + "\n")
         _sync(folder)
     dist.barrier()
     return final
@@ -151,11 +155,13 @@ def load(path: Path, engine: Engine) -> Progress:
     return Progress(**meta["progress"])
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All parameters of a checkpoint by name, fp32 on the CPU."""
-    meta = read_meta(path)
-    with _Tensors(path, "weights") as weights:
-        return {name: weights[name] for name in meta["shapes"]}
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Copy the weights of a checkpoint into a model of one process; raises CheckpointError as `load` does."""
+    parameters = dict(model.named_parameters())
+    check_shapes(path, read_meta(path)["shapes"], {name: tuple(p.shape) for name, p in parameters.items()})
+    with _Tensors(path, "weights") as weights, torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 def check_shapes(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -212,13 +218,6 @@ class _Tensors:
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._holder[name].get_tensor(name)
         return tensor
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    side = path.with_name(path.name + ".part")
-    side.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _sync(side)
-    side.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -19,9 +19,11 @@ import contextlib
 import io
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 
 from latentpt.training.config import OptimizerConfig, ZeroConfig
 
+T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's running means of the gradient and of its square
 
 
@@ -51,6 +54,8 @@ def start_processes() -> tuple[int, int, torch.device]:
 
     import deepspeed
 
+    # DeepSpeed calls collectives by names that newer torch versions rename, with a warning at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -122,16 +127,19 @@ def deepspeed_config(
     return config
 
 
-class _Loss(nn.Module):
-    """What DeepSpeed wraps: a module whose forward returns a scalar, in the arithmetic of the training."""
+class _Root(nn.Module):
+    """What DeepSpeed wraps: calls a function of the model in the arithmetic of the training.
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], engine: Engine) -> None:
+    ZeRO-3 wants every use of the parameters to happen inside the forward of one outermost module.
+    """
+
+    def __init__(self, model: nn.Module, arithmetic: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
-        self.model, self._loss, self._arithmetic = model, loss, engine.arithmetic
+        self.model, self._arithmetic = model, arithmetic
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, function: Callable[..., T], *inputs: Any) -> T:
         with self._arithmetic():
-            return self._loss(self.model, *inputs)
+            return function(self.model, *inputs)
 
 
 class Engine:
@@ -161,7 +169,7 @@ class Engine:
         import deepspeed
 
         self.model, self.device, self.zero, self.precision = model.to(device), device, zero, precision
-        self.accumulation, self.clip = accumulation, optimizer.clip
+        self.accumulation, self._loss, self.clip = accumulation, loss, optimizer.clip
         self.names = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.names.items()}
         self.optimizer = torch.optim.AdamW(
@@ -174,7 +182,7 @@ class Engine:
         world = dist.get_world_size()
         with contextlib.redirect_stdout(io.StringIO()):  # memory reports that cannot be turned off
             self._engine, *_ = deepspeed.initialize(
-                model=_Loss(model, loss, self),
+                model=_Root(model, self._arithmetic),
                 optimizer=self.optimizer,
                 config=deepspeed_config(zero, optimizer, precision, micro_batch, accumulation, world),
                 dist_init_required=False,
@@ -189,17 +197,25 @@ class Engine:
         wrapper = type(self._engine.optimizer).__name__
         return f"ZeRO {self.zero.stage}, {self.precision}, {wrapper} over {type(self.optimizer).__name__}"
 
-    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
-        """Context of every forward: autocast where bf16 arithmetic meets fp32 parameters, otherwise nothing."""
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Autocast where bf16 arithmetic meets fp32 parameters, otherwise nothing."""
         enabled = self.precision == "bf16" and self.zero.stage == 0
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def call(self, function: Callable[..., T], *inputs: Any) -> T:
+        """`function(model, *inputs)` without gradient, in the arithmetic of the training."""
+        self._engine.eval()
+        with torch.no_grad():
+            result: T = self._engine(function, *inputs)
+        self._engine.train()
+        return result
 
     def accumulate(self, *inputs: Any) -> Tensor:
         """Forward and backward of one micro-batch; returns its loss (a detached scalar on the device).
 
         The gradients of `accumulation` such calls are averaged, over micro-batches and ranks.
         """
-        loss = self._engine(*inputs)
+        loss = self._engine(self._loss, *inputs)
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from latentpt.config import ConfigError
+
 # In the order of precedence when ranks report different reasons in the same step.
 REASONS = (None, "file STOP", "SIGUSR1", "SIGTERM")
 
@@ -65,8 +67,8 @@ class StopSignals:
         return REASONS[agreed]
 
 
-class TrainingDivergedError(RuntimeError):
-    """Gradients were not finite for too many steps in a row."""
+class TrainingDivergedError(ConfigError):
+    """Gradients were not finite for too many steps in a row: the configuration does not train."""
 
 
 class SkippedSteps:

@@ -1,0 +1,149 @@
+"""What a training tells: metrics.jsonl first, then TensorBoard and the console from the same values."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+# Dense bf16 peaks in TFLOP/s from the vendors' data sheets, by a part of the device's name.
+PEAK_TFLOPS = {
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "GH200": 989.4,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "A10G": 70.0,
+    "A40": 149.7,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "MI300X": 1307.4,
+    "MI250X": 383.0,
+}
+
+
+def peak_flops(device: torch.device, peak_tflops: float | None) -> float | None:
+    """Peak FLOP/s of one device: as configured, else looked up by name, else None."""
+    if peak_tflops is not None:
+        return peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+class Clock:
+    """Wall time of training, continued over resumes and stopped during evaluation and checkpoints."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._before = seconds
+        self._since = time.perf_counter()
+        self._running = True
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained so far."""
+        return self._before + (time.perf_counter() - self._since if self._running else 0.0)
+
+    def __enter__(self) -> Clock:
+        """Stop while the block runs."""
+        self._before, self._running = self.seconds, False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._since, self._running = time.perf_counter(), True
+
+
+class Monitor:
+    """Writes what one rank measures. Use as a context manager.
+
+    On a terminal a progress bar shows the latest values and the time left; elsewhere each record is a plain line.
+    """
+
+    def __init__(self, metrics: Path, tensorboard: Path | None, done: int, total: int) -> None:
+        self._file = metrics.open("a", encoding="utf-8")
+        self._events: Any = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(tensorboard, purge_step=done + 1)
+        self._total = total
+        self._started, self._first = time.perf_counter(), done
+        self._bar = (
+            tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stdout.isatty() else None
+        )
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Write one line of measurements; `values` holds kind, step and the rest. JSON knows no nan: it gets null."""
+        self._file.write(
+            json.dumps(values | {key: None for key, value in values.items() if _odd(value)}) + "\n"
+        )
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and name not in ("step", "tokens", "seconds"):
+                    self._events.add_scalar(f"{values['kind']}/{name}", value, values["step"])
+        if self._bar is not None and values["kind"] == "train":
+            self._bar.set_postfix_str(_summary(values))
+        else:
+            self.say(self._line(values))
+
+    def _line(self, values: dict[str, Any]) -> str:
+        if values["kind"] != "train":
+            return f"step {values['step']:>7}  {values['kind']} loss {values['loss']:.4f}"
+        done = values["step"]
+        pace = (time.perf_counter() - self._started) / max(1, done - self._first)
+        left = _duration(pace * (self._total - done))
+        return f"step {done:>7}/{self._total} ({100 * done // self._total:>3} %)  {_summary(values)}  {left} left"
+
+
+def _odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _summary(values: dict[str, Any]) -> str:
+    parts = [f"loss {values['loss']:.4f}", f"norm {values['grad_norm']:.2f}", f"lr {values['lr']:.2e}"]
+    parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if values["mfu"] is not None:
+        parts.append(f"MFU {100 * values['mfu']:.1f} %")
+    if values["skipped"]:
+        parts.append(f"{values['skipped']} skipped")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

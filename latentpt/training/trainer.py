@@ -1,0 +1,335 @@
+"""The training: from a run's configuration to a trained model in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentpt.config import ConfigError, differences
+from latentpt.data.batches import BatchStream, TokenDataset, check_vocabulary, validation_batches
+from latentpt.evaluation.perplexity import summed_loss
+from latentpt.files import write_text
+from latentpt.run import RunConfig, cut_metrics, read_metrics
+from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.schedule import Schedule
+from latentpt.training import checkpoint
+from latentpt.training.checkpoint import Progress
+from latentpt.training.engine import Engine, start_processes
+from latentpt.training.flops import schedule_cost, training_flops_per_token
+from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.monitor import Clock, Monitor, peak_flops
+from latentpt.training.schedule import learning_rate
+
+Start = Literal["auto", "resume", "fresh"]
+
+KINDS = ("train", "validation")  # of lines in metrics.jsonl
+
+# A resumed training must go on with these as they were, or it would not be the same training.
+FIXED = ("seed", "model.", "data.sequence_length")
+
+
+def train(config: RunConfig, start: Start = "auto") -> Progress:
+    """Train until the end, `training.stop_at`, a stop signal or a STOP file; the state is saved in all four cases.
+
+    `start` says what to do with a folder that holds a training already: auto continues from its latest checkpoint if
+    there is one; resume insists that there is one; fresh sets the old folder aside under another name and begins anew.
+    Called by every process of the training. Returns how far it has come.
+
+    Raises:
+        ConfigError, DataError: input that cannot work, before anything is written.
+        TrainingDivergedError: gradients were not finite for training.max_skipped steps in a row.
+    """
+    rank, world, device = start_processes()
+    if config.training.deterministic:
+        torch.use_deterministic_algorithms(True)
+    length = config.data.sequence_length
+    config.training.accumulation(length, world)
+    data = TokenDataset(config.data.train, length)
+    held_out = TokenDataset(config.data.validation, length)
+    for dataset in (data, held_out):
+        check_vocabulary(dataset, config.model.vocab_size)
+    origin = find_origin(config, start)
+    dist.barrier()  # every rank has seen the folder as it was
+    if rank == 0:
+        prepare_folder(config, origin, start, device)
+    dist.barrier()
+    return Trainer(config, data, held_out, origin, device).run()
+
+
+def find_origin(config: RunConfig, start: Start) -> Path | None:
+    """The checkpoint from which the training continues, None for a new one; raises if `start` cannot be met."""
+    folder = config.folder
+    saved = checkpoint.committed(folder.checkpoints)
+    if start == "resume" and not saved:
+        raise ConfigError(
+            f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
+        )
+    if start == "fresh" or not saved:
+        return None
+    before = checkpoint.read_meta(saved[-1])["config"]
+    for key, old, new in differences(before, config.model_dump(mode="json")):
+        if key.startswith(FIXED):
+            raise ConfigError(
+                f"{saved[-1]} is a checkpoint of another training: {key} is {old} there and {new} here; "
+                "choose another output folder, or set the old one aside with --fresh"
+            )
+    return saved[-1]
+
+
+def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
+    """Make the run's folder ready for a training from `origin`; one rank calls it."""
+    folder = config.folder
+    if start == "fresh" and folder.path.exists():
+        number = 1
+        while (aside := folder.path.with_name(f"{folder.path.name}.old-{number}")).exists():
+            number += 1
+        folder.path.rename(aside)
+    checkpoint.remove_unfinished(folder.checkpoints)
+    cut_metrics(folder.metrics, checkpoint.read_progress(origin).step if origin is not None else 0)
+    folder.stop_file.unlink(missing_ok=True)
+    folder.summary.unlink(missing_ok=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    folder.describe_run(config, name)
+
+
+def training_loss(model: LanguageModel, tokens: Tensor, schedule: Schedule) -> Tensor:
+    """Mean nats per target of samples [b, L + 1]."""
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss
+    assert loss is not None  # there are targets
+    return loss
+
+
+class Trainer:
+    """One training in one process of several. `run` is the loop; everything it does is a method."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: TokenDataset,
+        held_out: TokenDataset,
+        origin: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.config, self.data, self.held_out, self.device = config, data, held_out, device
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.length, settings = config.data.sequence_length, config.training
+        self.global_batch = settings.global_batch(self.length)
+        self.total = config.steps
+        self.end = min(self.total, settings.stop_at or self.total)
+        self.model = LanguageModel(
+            config.model, config.thoughts, settings.attention, settings.checkpoint_activations
+        )
+        self.model.initialize(config.seed)
+        if settings.compile:
+            for block in self.model.decoder.blocks:
+                block.compile()  # a block, never the loop over passes: one graph whatever their number
+        self.engine = Engine(
+            self.model,
+            training_loss,
+            config.optimizer,
+            config.zero,
+            settings.precision,
+            settings.micro_batch,
+            settings.accumulation(self.length, self.world),
+            device,
+        )
+        self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
+        self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
+        self.clock = Clock(self.progress.seconds)
+        peak = peak_flops(device, config.monitor.peak_tflops)
+        self.peak = peak * self.world if peak is not None else None
+        self.flops: dict[Schedule, float] = {}
+        self.monitor: Monitor | None = None  # in one of the processes
+        self.saved_at = self.progress.step if origin is not None else None
+        self.logged = (self.progress.tokens, self.progress.training_flops, self.progress.seconds)
+
+    def run(self) -> Progress:
+        """Train to the end or until asked to stop; the state is saved when this returns."""
+        monitor = self.config.monitor
+        folder = self.config.folder
+        with ExitStack() as stack:
+            signals = stack.enter_context(StopSignals(folder.stop_file))
+            if self.rank == 0:
+                events = folder.tensorboard if monitor.tensorboard else None
+                self.monitor = stack.enter_context(
+                    Monitor(folder.metrics, events, self.progress.step, self.total)
+                )
+            self.introduce()
+            stream = stack.enter_context(self.stream())
+            self.clock = Clock(self.progress.seconds)  # building and loading were no training
+            reason = None
+            while self.progress.step < self.end and reason is None:
+                schedule = self.model.training_schedule(self.config.seed, self.progress.step)
+                loss, lr = self.step(stream, schedule)
+                self.after_step(loss, lr, schedule)
+                reason = signals.reason()
+            self.finish(reason)
+        return self.progress
+
+    def stream(self) -> BatchStream:
+        """This rank's micro-batches from where the training stands."""
+        return BatchStream(
+            self.data,
+            self.config.seed,
+            self.global_batch,
+            self.config.training.micro_batch,
+            self.rank,
+            self.world,
+            self.progress.samples,
+        )
+
+    def step(self, stream: BatchStream, schedule: Schedule) -> tuple[Tensor, float]:
+        """One optimizer step; returns this rank's mean loss (on the device) and the learning rate."""
+        progress, engine = self.progress, self.engine
+        loss = torch.zeros((), device=self.device)
+        for _ in range(engine.accumulation):
+            tokens = next(stream).to(self.device, non_blocking=True)
+            loss += engine.accumulate(tokens, schedule).float() / engine.accumulation
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, progress.step, self.total)
+        engine.step(lr)
+        tokens_read = self.global_batch * self.length
+        progress.step += 1
+        progress.samples += self.global_batch
+        progress.tokens += tokens_read
+        progress.training_flops += tokens_read * self.flops_per_token(schedule)
+        self.skips.count(progress.step, engine.applied)
+        progress.skipped, progress.skipped_in_a_row = self.skips.total, self.skips.in_a_row
+        return loss, lr
+
+    def flops_per_token(self, schedule: Schedule) -> float:
+        """FLOPs of forward and backward per token under the schedule of a step."""
+        if schedule not in self.flops:
+            cost = schedule_cost(self.config.model, self.model.method, schedule, self.length)
+            self.flops[schedule] = cost.total
+        return self.flops[schedule]
+
+    def after_step(self, loss: Tensor, lr: float, schedule: Schedule) -> None:
+        """What is due after a step: a line of metrics, a validation, a checkpoint."""
+        step = self.progress.step
+        if self.monitor is not None:
+            self.monitor.advance()
+        last = step == self.end
+        if step % self.config.monitor.every == 0 or step == 1 or last:
+            self.log(loss, lr, schedule)
+        if step % self.config.validation.every == 0 or last:
+            self.validate()
+        if step % self.config.checkpoint.every == 0 or last:
+            self.save()
+
+    def log(self, loss: Tensor, lr: float, schedule: Schedule) -> None:
+        """Write the line of this step: its loss over the global batch, its norm, the speed since the last line."""
+        dist.all_reduce(loss)
+        mean = loss.item() / self.world
+        progress, seconds = self.progress, self.clock.seconds
+        tokens_before, flops_before, seconds_before = self.logged
+        self.logged = (progress.tokens, progress.training_flops, seconds)
+        elapsed = max(seconds - seconds_before, 1e-9)
+        flops_per_second = (progress.training_flops - flops_before) / elapsed
+        self.record(
+            kind="train",
+            loss=mean,
+            grad_norm=self.engine.grad_norm,
+            lr=lr,
+            tokens_per_second=(progress.tokens - tokens_before) / elapsed,
+            mfu=flops_per_second / self.peak if self.peak is not None else None,
+            refinements=schedule.refinements if self.config.thoughts.num_thoughts else None,
+            skipped=progress.skipped,
+        )
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Hand a line of measurements to the monitor of the one rank that has it."""
+        progress = self.progress
+        progress.seconds = self.clock.seconds
+        if self.monitor is not None:
+            position = {
+                "kind": kind,
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "training_flops": progress.training_flops,
+                "seconds": progress.seconds,
+            }
+            self.monitor.record(position | values)
+
+    def validate(self) -> None:
+        """Mean loss over the held-out samples, by the training forward, over all ranks."""
+        micro, limit = self.config.training.micro_batch, self.config.validation.samples
+        samples = min(limit or self.held_out.num_samples, self.held_out.num_samples)
+        with self.clock:
+            batches = validation_batches(self.held_out, micro, limit, self.rank, self.world)
+            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+            for _ in range(-(-samples // (micro * self.world))):
+                # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
+                batch = next(batches, None)
+                filler = torch.zeros(1, self.length + 1, dtype=torch.int64)
+                measured = self.engine.call(summed_loss, [filler if batch is None else batch])
+                if batch is not None:
+                    sums += torch.tensor(measured, dtype=torch.float64, device=self.device)
+            dist.all_reduce(sums)
+        self.record(kind="validation", loss=(sums[0] / sums[1]).item())
+
+    def save(self) -> None:
+        """Write a checkpoint of this step and remove those that need not be kept."""
+        settings, folder = self.config.checkpoint, self.config.folder.checkpoints
+        self.progress.seconds = self.clock.seconds
+        with self.clock:
+            checkpoint.save(folder, self.engine, self.progress, self.config.model_dump(mode="json"))
+            if self.rank == 0:
+                checkpoint.prune(folder, settings.keep_last, settings.keep_every)
+        self.saved_at = self.progress.step
+
+    def finish(self, reason: str | None) -> None:
+        """Save what is not saved yet; write the summary if the training has come to its end."""
+        folder, step = self.config.folder, self.progress.step
+        if self.saved_at != step and step > 0:
+            self.save()
+        if self.monitor is None:
+            return
+        folder.stop_file.unlink(missing_ok=True)
+        if step < self.total:
+            why = reason or f"training.stop_at = {self.config.training.stop_at}"
+            self.monitor.say(f"stopped at step {step} of {self.total} ({why}); run again to go on")
+            return
+        lines = read_metrics(folder.metrics)
+        values = {
+            "step": step,
+            "tokens": self.progress.tokens,
+            "training_flops": self.progress.training_flops,
+            "seconds": self.progress.seconds,
+            "skipped": self.progress.skipped,
+            "parameters": self.parameters,
+            **{
+                f"{kind}_loss": [line["loss"] for line in lines if line["kind"] == kind][-1] for kind in KINDS
+            },
+        }
+        write_text(folder.summary, json.dumps(values, indent=1) + "\n")
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(torch.Size(shape).numel() for shape in self.engine.shapes.values())
+
+    def introduce(self) -> None:
+        """Print what follows from the configuration, once."""
+        if self.monitor is None:
+            return
+        config, per_step = self.config, self.global_batch * self.length
+        flops = training_flops_per_token(config.model, config.thoughts, self.length)
+        state = f"continues at step {self.progress.step}" if self.progress.step else "starts"
+        thoughts = config.thoughts
+        self.monitor.say(
+            f"{config.folder.path} {state}: {config.model.family} with {self.parameters:,} parameters, "
+            f"{thoughts.method} with {thoughts.num_thoughts} thoughts a token\n"
+            f"  {self.total:,} steps of {per_step:,} tokens = {self.global_batch} samples of {self.length} "
+            f"= {config.training.micro_batch} x {self.engine.accumulation} micro-batches x {self.world} ranks\n"
+            f"  {self.total * per_step:,} tokens of {self.data.num_tokens:,} in the shards "
+            f"({self.total * self.global_batch / self.data.num_samples:.2f} epochs)\n"
+            f"  {flops:.4g} training FLOPs a token, {flops * self.total * per_step:.4g} in all\n"
+            f"  {self.engine.description} on {self.device.type}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
