@@ -1,0 +1,57 @@
+"""Folders as training leaves them: a run with a checkpoint, and a byte-level tokenizer."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import tokenizers
+from safetensors.torch import save_file
+
+from latentpt.config import build, to_yaml
+from latentpt.run import RunConfig
+
+BYTES_VOCAB = 257
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+def write_tokenizer(folder):
+    """A tokenizer.json whose ids are bytes, and one more that ends a document."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_run(folder, model, data):
+    """A run folder that holds `model` as its checkpoint of step 7; its data is the folder `data`."""
+    values = {
+        "output": str(folder),
+        "model": model.config.model_dump(mode="json"),
+        "thoughts": model.thoughts.model_dump(mode="json"),
+        "data": {"train": str(data), "validation": str(data), "sequence_length": 16},
+        "training": {"tokens": 1024, "batch_tokens": 64, "micro_batch": 2, "precision": "fp32"},
+    }
+    checkpoint = folder / "checkpoints" / "step-00000007"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(build(RunConfig, values)))
+    parameters = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    save_file(parameters, checkpoint / "weights-00000-of-00001.safetensors")
+    meta = {"progress": {}, "shapes": {name: list(p.shape) for name, p in parameters.items()}}
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    (checkpoint / "COMMIT").write_text(json.dumps(sizes))
+    return folder
+
+
+def launch(name, monkeypatch, *arguments):
+    """Run a launch script's main in this process; returns its exit code."""
+    spec = importlib.util.spec_from_file_location(f"launch_{name}", LAUNCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    return module.main()
