@@ -2,7 +2,7 @@
 
 This is the only module that imports deepspeed, and the home of the workarounds for it:
 
-* a process without a launcher gets the environment that DeepSpeed expects (it would look for MPI);
+* a process without a launcher makes a group of its own (DeepSpeed would look for MPI);
 * on a CPU, the shared-memory extension that takes minutes to compile is not built;
 * precision: bf16 with ZeRO 1 to 3 keeps bf16 parameters beside fp32 master weights and accumulates gradients in fp32.
   Stage 0 can only accumulate bf16 gradients in bf16, so there the parameters stay fp32 and the forward runs under
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -32,23 +31,24 @@ from torch import Tensor, nn
 from latentpt.training.config import OptimizerConfig, ZeroConfig
 
 T = TypeVar("T")
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's running means of the gradient and of its square
 
 
-def start_processes() -> tuple[int, int, torch.device]:
-    """Join the process group (of one process when no launcher started us); returns (rank, world size, device)."""
-    # srun starts ranks itself and describes them in its own variables.
-    for name, slurm, default in (
-        ("RANK", "SLURM_PROCID", "0"),
-        ("WORLD_SIZE", "SLURM_NTASKS", "1"),
-        ("LOCAL_RANK", "SLURM_LOCALID", "0"),
-    ):
-        os.environ.setdefault(
-            name, os.environ.get(slurm, default) if "SLURM_STEP_ID" in os.environ else default
-        )
-    alone = os.environ["WORLD_SIZE"] == "1"
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()) if alone else "29500")
+def start_processes(deterministic: bool = False) -> tuple[int, int, torch.device]:
+    """Join the process group (of one process when no launcher started us); returns (rank, world size, device).
+
+    `deterministic` makes torch refuse kernels whose result depends on timing.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if "SLURM_STEP_ID" in os.environ:  # srun starts ranks itself and describes them in its own variables
+        for name, slurm in SLURM_NAMES.items():
+            os.environ.setdefault(name, os.environ[slurm])
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -64,21 +64,10 @@ def start_processes() -> tuple[int, int, torch.device]:
         _skip_shared_memory_extension()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
+        if "RANK" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
     return dist.get_rank(), dist.get_world_size(), device
-
-
-def stop_processes() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _skip_shared_memory_extension() -> None:
@@ -151,7 +140,6 @@ class Engine:
     Attributes:
         model: the model, as it was given; its parameter names are the names of the training state.
         names, shapes: trainable parameters by name, and their whole shapes.
-        grad_norm: global gradient norm before clipping of the last step (inf when it was not finite).
         applied: whether the last step changed the parameters.
     """
 
@@ -188,7 +176,7 @@ class Engine:
                 dist_init_required=False,
             )
         self._create_moments()
-        self.grad_norm = 0.0
+        self._grad_norm: Tensor | float = 0.0
         self.applied = True
 
     @property
@@ -196,6 +184,11 @@ class Engine:
         """What runs the optimizer, for the opening lines of a run."""
         wrapper = type(self._engine.optimizer).__name__
         return f"ZeRO {self.zero.stage}, {self.precision}, {wrapper} over {type(self.optimizer).__name__}"
+
+    @property
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step before clipping, inf when it was not finite."""
+        return float(self._grad_norm)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Autocast where bf16 arithmetic meets fp32 parameters, otherwise nothing."""
@@ -229,14 +222,14 @@ class Engine:
             self._step_unpartitioned()
             return
         self._engine.step()
-        self.grad_norm = float(self._engine.get_global_grad_norm())
+        self._grad_norm = self._engine.get_global_grad_norm()
         self.applied = self._engine.was_step_applied()
 
     def _step_unpartitioned(self) -> None:
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.applied = bool(torch.isfinite(norm))
-        self.grad_norm = float(norm) if self.applied else float("inf")
+        self._grad_norm = norm if self.applied else float("inf")
         if self.applied and self.clip > 0:
             torch.nn.utils.clip_grads_with_norm_(self.names.values(), self.clip, norm)
         if not self.applied:

@@ -46,21 +46,39 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
         ConfigError, DataError: input that cannot work, before anything is written.
         TrainingDivergedError: gradients were not finite for training.max_skipped steps in a row.
     """
-    rank, world, device = start_processes()
-    if config.training.deterministic:
-        torch.use_deterministic_algorithms(True)
+    rank, world, device = start_processes(config.training.deterministic)
     length = config.data.sequence_length
     config.training.accumulation(length, world)
     data = TokenDataset(config.data.train, length)
     held_out = TokenDataset(config.data.validation, length)
     for dataset in (data, held_out):
         check_vocabulary(dataset, config.model.vocab_size)
+    model = build_model(config)
     origin = find_origin(config, start)
     dist.barrier()  # every rank has seen the folder as it was
     if rank == 0:
         prepare_folder(config, origin, start, device)
     dist.barrier()
-    return Trainer(config, data, held_out, origin, device).run()
+    return Trainer(config, model, data, held_out, origin, device).run()
+
+
+def build_model(config: RunConfig) -> LanguageModel:
+    """The model with its first weights."""
+    settings = config.training
+    model = LanguageModel(config.model, config.thoughts, settings.attention, settings.checkpoint_activations)
+    model.initialize(config.seed)
+    if settings.compile:
+        compile_blocks(model)
+    return model
+
+
+def compile_blocks(model: LanguageModel, **options: Any) -> None:
+    """torch.compile every block, with `options` of torch.compile.
+
+    Never the loop over passes: so the number of passes compiles nothing anew, only the number of slots in one does.
+    """
+    for block in model.decoder.blocks:
+        block.compile(**options)
 
 
 def find_origin(config: RunConfig, start: Start) -> Path | None:
@@ -112,6 +130,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
+        model: LanguageModel,
         data: TokenDataset,
         held_out: TokenDataset,
         origin: Path | None,
@@ -123,15 +142,9 @@ class Trainer:
         self.global_batch = settings.global_batch(self.length)
         self.total = config.steps
         self.end = min(self.total, settings.stop_at or self.total)
-        self.model = LanguageModel(
-            config.model, config.thoughts, settings.attention, settings.checkpoint_activations
-        )
-        self.model.initialize(config.seed)
-        if settings.compile:
-            for block in self.model.decoder.blocks:
-                block.compile()  # a block, never the loop over passes: one graph whatever their number
+        self.model = model
         self.engine = Engine(
-            self.model,
+            model,
             training_loss,
             config.optimizer,
             config.zero,
