@@ -15,6 +15,7 @@ from latentpt.compare.commands import plan, report, run
 from latentpt.compare.config import ComparisonConfig
 from latentpt.compare.execute import Interrupted
 from latentpt.config import ConfigError, describe
+from latentpt.data.errors import DataError
 
 
 def main() -> int:
@@ -27,11 +28,11 @@ def main() -> int:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--config", required=True, metavar="FILE", help="a comparison in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the comparison")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         trainer = Path(__file__).resolve().with_name("pretrain.py")
         print(commands[arguments.command](arguments.config, arguments.overrides, trainer))
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:

@@ -35,6 +35,7 @@ STYLE: Any = {
 def draw(results: Results, title: str) -> bytes:
     """All panels as one PNG."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
@@ -50,6 +51,8 @@ def draw(results: Results, title: str) -> bytes:
             )
         draw_final(panels.flat[-1], results, colours)
         handles, labels = panels.flat[0].get_legend_handles_labels()
+        for axes in panels.flat:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
         figure.suptitle(title)
         picture = io.BytesIO()
@@ -89,7 +92,7 @@ def draw_final(axes: Axes, results: Results, colours: dict[str, str]) -> None:
             axes.plot(x, run.measured.exact_loss, "o", color=colours[arm.name], markersize=5)
     axes.set(
         xlabel="inference FLOPs per token",
-        ylabel="final loss: hollow training forward, filled exact",
+        ylabel="final loss (filled: exact decoding)",
         xlim=(0, 1.15 * max(arm.plan.inference_flops_per_token for arm in results.arms)),
     )
     axes.margins(y=0.15)
