@@ -11,11 +11,10 @@ import torch
 from latentpt.compare.plan import Plan
 from latentpt.config import Section
 from latentpt.data.batches import TokenDataset, validation_batches
-from latentpt.data.tokenizer import load_tokenizer
 from latentpt.evaluation.perplexity import validation_loss
 from latentpt.files import write_text
-from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
+from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.run import RunConfig, load_model
 from latentpt.thoughts.model import LanguageModel
 
@@ -69,15 +68,8 @@ def continuations(model: LanguageModel, run: RunConfig, prompts: list[str]) -> d
     """What the model writes after each prompt, sampled with one fixed seed."""
     if not prompts:
         return {}
-    tokenizer = load_tokenizer(run.data.validation)
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
-    stop = [] if tokenizer.eod_id is None else [tokenizer.eod_id]
-    new = generate(model, ids, TEXT_TOKENS, SAMPLING, stop)
-    texts = [
-        tokenizer.decode([*old, *(i for i in more if i not in stop)])
-        for old, more in zip(ids, new, strict=True)
-    ]
-    return {prompt: text.removeprefix(prompt) for prompt, text in zip(prompts, texts, strict=True)}
+    writer = Writer(model, find_tokenizer([run.data.validation], model))
+    return dict(zip(prompts, writer.write(prompts, TEXT_TOKENS, SAMPLING), strict=True))
 
 
 def unigram_loss(run: RunConfig, samples: int | None) -> float:
