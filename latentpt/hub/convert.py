@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from latentpt.config import ConfigError, nearest
-from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES, Rule
+from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES, Layout, Rule
+from latentpt.hub.published import published_thoughts
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
@@ -28,40 +30,44 @@ def from_hf(
     """A model from a Hugging Face configuration (`model_type` llama, gpt_neox or gpt2) and state dict.
 
     `thoughts` are fields of ThoughtsConfig, e.g. {"method": "latent", "num_thoughts": 2, "refinements": 3}; fields left
-    out come from the configuration's own `latentpt` entry, if `to_hf` wrote one. The embedding scale is the
-    method's own, except that vanilla reads weights as transformers does, unscaled. Raises ConfigError, in one
-    sentence, for an architecture, a feature, a shape or a name that does not fit. The model has the dtype of the
-    state dict's embedding.
+    out come from the configuration's own `latentpt` entry, if `to_hf` wrote one, or from the keys of the published
+    code. The embedding scale is the method's own, except that vanilla reads weights as transformers does, unscaled.
+    Raises ConfigError, in one sentence, for an architecture, a feature, a shape or a name that does not fit. The model
+    has the dtype of the state dict's embedding; parameters that only the method has (the tables of
+    sequential_hidden_decoding) are fresh, a function of seed 0, where the state dict lacks them.
     """
     kind = config.get("model_type", "")
     if kind not in LAYOUTS:
         raise ConfigError(
             f"model_type = {kind} is not supported; the nearest supported one is {nearest(kind, LAYOUTS)}"
         )
-    layout = LAYOUTS[kind]
-    try:
-        size = ModelConfig(vocab_size=config["vocab_size"], **layout.read_config(config))
-        thinking = ThoughtsConfig(**_thoughts(config, thoughts or {}))
-    except KeyError as missing:
-        raise ConfigError(f"the {kind} configuration has no {missing.args[0]}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{where}: {problem['msg']}" if where else problem["msg"]) from None
-    rules = layout.rules(size)
+    size, thinking = _configs(LAYOUTS[kind], kind, config, thoughts or {})
+    rules = LAYOUTS[kind].rules(size)
+    with torch.device("meta"):
+        _check(LanguageModel(size, thinking), rules, state_dict)  # before any memory is asked for
     model = LanguageModel(size, thinking)
-    dtype = state_dict[rules[0].theirs[0]].dtype if rules[0].theirs[0] in state_dict else None
-    model = model.to(dtype)
-    _load(model, rules, state_dict)
+    if any(f"{_OURS}.{name}" not in state_dict for name, _ in model.method.named_parameters()):
+        model.initialize(0)
+    model = model.to(state_dict[rules[0].theirs[0]].dtype)
+    with torch.no_grad():
+        parameters = dict(model.decoder.named_parameters(remove_duplicate=False))
+        for rule in rules:
+            if rule.ours not in _tied(size):
+                parameters[rule.ours].copy_(rule.to_ours([state_dict[name] for name in rule.theirs]))
+        for name, parameter in model.method.named_parameters():
+            if f"{_OURS}.{name}" in state_dict:
+                parameter.copy_(state_dict[f"{_OURS}.{name}"])
     return model
 
 
 def to_hf(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The inverse of from_hf: (configuration, state dict), a linear re-layout of the parameters.
 
-    How the model thinks is kept under the configuration's `latentpt` entry.
+    How the model thinks is kept under the configuration's `latentpt` entry. Raises ConfigError for a model whose
+    configuration leaves its family's architecture.
     """
     layout = LAYOUTS[MODEL_TYPES[model.config.family]]
+    check_expressible(model.config)
     ours = dict(model.decoder.named_parameters(remove_duplicate=False))
     state: dict[str, Tensor] = {}
     for rule in layout.rules(model.config):
@@ -72,45 +78,76 @@ def to_hf(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {name: tensor.contiguous() for name, tensor in state.items()}
 
 
+def check_expressible(config: ModelConfig) -> None:
+    """Raise ConfigError unless the family's Hugging Face class can compute what the configuration says."""
+    kind = MODEL_TYPES[config.family]
+    written = {**LAYOUTS[kind].write_config(config), "vocab_size": config.vocab_size}
+    read = ModelConfig(vocab_size=config.vocab_size, **LAYOUTS[kind].read_config(written))
+    for name in ModelConfig.model_fields:
+        if name in ("preset", "num_kv_heads", "head_size", "intermediate_size"):
+            continue  # compared in their derived form below
+        ours, theirs = getattr(config, name), getattr(read, name)
+        if ours != theirs:
+            raise ConfigError(f"model.{name} = {ours} cannot be said in {kind}, which has {theirs}")
+    for name in ("kv_heads", "head_width", "mlp_size"):
+        ours, theirs = getattr(config, name), getattr(read, name)
+        if ours != theirs:
+            raise ConfigError(f"{name} = {ours} cannot be said in {kind}, which has {theirs}")
+
+
+def _tied(config: ModelConfig) -> tuple[str, ...]:
+    """Parameters that are another one; a state dict may leave them out."""
+    return ("head.weight",) if config.tie_embeddings else ()
+
+
+def _configs(
+    layout: Layout, kind: str, config: Mapping[str, Any], thoughts: Mapping[str, Any]
+) -> tuple[ModelConfig, ThoughtsConfig]:
+    try:
+        size = ModelConfig(vocab_size=config["vocab_size"], **layout.read_config(config))
+        return size, ThoughtsConfig(**_thoughts(config, thoughts))
+    except KeyError as missing:
+        raise ConfigError(f"the {kind} configuration has no {missing.args[0]}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message}" if where else message) from None
+
+
 def _thoughts(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The thoughts' fields: given ones before written ones before defaults."""
-    written = dict(config.get(_OURS) or {})
+    written = dict(config.get(_OURS) or published_thoughts(config) or {})
     if given.get("method", written.get("method")) != written.get("method"):
         written = {}  # another method: its solver and scale are not this one's
     fields = {**written, **given}
     if fields.get("method", "vanilla") == "vanilla":
         fields.setdefault("embed_scale", 1.0)
+    if fields.get("method") == "pause" and "pause_token_id" in config:
+        fields.setdefault("pause_token", config["pause_token_id"])  # as the published checkpoints name it
     return fields
 
 
-def _load(model: LanguageModel, rules: list[Rule], state_dict: Mapping[str, Tensor]) -> None:
-    """Fill every parameter, or raise ConfigError naming the first tensor that is missing, superfluous or misshapen."""
-    wanted = {name for rule in rules for name in rule.theirs}
-    tied = {"head.weight"} if model.config.tie_embeddings else set()
-    own = dict(model.method.named_parameters())
-    known = wanted | {f"{_OURS}.{name}" for name in own}
-    for name in state_dict:
-        if name not in known and not _BUFFERS.search(name):
-            raise ConfigError(f"tensor {name} is unknown; the nearest known one is {nearest(name, known)}")
+def _check(model: LanguageModel, rules: list[Rule], state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError naming the first tensor that is missing, superfluous, misshapen or no floating-point tensor."""
+    own = {f"{_OURS}.{name}": tuple(p.shape) for name, p in model.method.named_parameters()}
     parameters = dict(model.decoder.named_parameters(remove_duplicate=False))
+    shapes = dict(own)
     for rule in rules:
-        if rule.ours in tied:
-            continue
-        for name in rule.theirs:
-            if name not in state_dict:
-                raise ConfigError(f"tensor {name} is missing")
-        _fill(parameters[rule.ours], rule, [state_dict[name] for name in rule.theirs])
-    for name, parameter in own.items():
-        theirs = f"{_OURS}.{name}"
-        if theirs in state_dict:
-            parameter.data.copy_(state_dict[theirs])
-
-
-def _fill(parameter: Tensor, rule: Rule, tensors: list[Tensor]) -> None:
-    expected = [tuple(part.shape) for part in rule.to_theirs(parameter.data)]
-    for name, tensor, shape in zip(rule.theirs, tensors, expected, strict=True):
-        if tuple(tensor.shape) != shape:
-            raise ConfigError(
-                f"tensor {name} has shape {tuple(tensor.shape)}, the configuration asks for {shape}"
-            )
-    parameter.data.copy_(rule.to_ours(tensors))
+        if rule.ours not in _tied(model.config):
+            missing = next((name for name in rule.theirs if name not in state_dict), None)
+            if missing is not None:
+                raise ConfigError(f"tensor {missing} is missing")
+        parts = rule.to_theirs(parameters[rule.ours])
+        shapes.update({name: tuple(part.shape) for name, part in zip(rule.theirs, parts, strict=True)})
+    for name, tensor in state_dict.items():
+        if name not in shapes:
+            if not _BUFFERS.search(name):
+                raise ConfigError(
+                    f"tensor {name} is unknown; the nearest known one is {nearest(name, shapes)}"
+                )
+        elif tuple(tensor.shape) != shapes[name]:
+            found, wanted = tuple(tensor.shape), shapes[name]
+            raise ConfigError(f"tensor {name} has shape {found}, the configuration asks for {wanted}")
+        elif not tensor.is_floating_point():
+            raise ConfigError(f"tensor {name} has dtype {tensor.dtype}, which holds no weights")

@@ -13,7 +13,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
-from latentpt.thoughts.schedule import Schedule, by_slot, jacobi, one_pass, sequential
+from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
 
 
 class Visibility(Enum):
@@ -23,13 +23,17 @@ class Visibility(Enum):
     STAGE_CAUSAL = "s' <= s"
     SAME_SLOT = "s' = s"
 
+    def sees(self, slot: int, other: int) -> bool:
+        """Whether slot `slot` sees slot `other` of earlier positions."""
+        if self is Visibility.SAME_SLOT:
+            return other == slot
+        return self is Visibility.CAUSAL or other <= slot
+
     def columns(self, slot: int, slots: int) -> list[slice]:
         """Where, in a flat sequence of cells with `slots` per position, the cells lie that slot `slot` sees."""
         if self is Visibility.CAUSAL:
             return [slice(None)]
-        if self is Visibility.STAGE_CAUSAL:
-            return [slice(j, None, slots) for j in range(slot + 1)]
-        return [slice(slot, None, slots)]
+        return [slice(j, None, slots) for j in range(slots) if self.sees(slot, j)]
 
 
 class Tokens(NamedTuple):
@@ -58,6 +62,10 @@ class ThoughtMethod(nn.Module):
 
     feedback = True
     """Whether a latent slot depends on the state before it; without feedback one pass is exact."""
+    default_scale: float | None = 2.5
+    """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
+    fixed_visibility: Visibility | None = None
+    """What a slot sees where the method leaves no choice."""
 
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__()
@@ -72,12 +80,17 @@ class ThoughtMethod(nn.Module):
     @property
     def visibility(self) -> Visibility:
         """What a slot sees."""
-        return Visibility[self.config.visibility.upper()]
+        return self.fixed_visibility or Visibility[self.config.visibility.upper()]
 
     @property
     def embed_scale(self) -> float:
-        """Factor on token embeddings: sqrt(2.5 d) gives rows of std sqrt(2 / (5 d)) unit RMS, like a fed-back state."""
-        return math.sqrt(2.5 * self.width) if self.config.embed_scale is None else self.config.embed_scale
+        """Factor on token embeddings.
+
+        Rows start with std sqrt(2 / (5 d)), so sqrt(2.5 d) gives them unit RMS, like a state that is fed back.
+        """
+        if self.config.embed_scale is not None:
+            return self.config.embed_scale
+        return 1.0 if self.default_scale is None else math.sqrt(self.default_scale * self.width)
 
     def tokens(self, decoder: Decoder, ids: Tensor, positions: Tensor) -> Tokens:
         """Embed ids [B, L] at int positions [L] or [B, L]."""
@@ -102,19 +115,28 @@ class ThoughtMethod(nn.Module):
         """
         raise NotImplementedError
 
-    def schedule(self, refinements: int | None = None) -> Schedule:
-        """How training and evaluation solve the recurrence; K = `refinements`, by default the largest configured."""
-        if self.slots == 1:
+    def schedule(self, refinements: int | None = None, slots: int | None = None) -> Schedule:
+        """How training and evaluation solve the recurrence.
+
+        K = `refinements` is the largest configured one by default; fewer `slots` than S leave the last thoughts out.
+        """
+        config, slots = self.config, slots or self.slots
+        refinements = config.refinement_range[1] if refinements is None else refinements
+        if slots == 1:
             return one_pass(1)
-        if self.config.solver == "sequential":
-            return sequential(self.slots)
+        if config.solver == "sequential":
+            return sequential(slots)
         if self.visibility is not Visibility.CAUSAL:
-            return by_slot(self.slots)
+            return Schedule(by_slot(slots).sweeps, config.chunk)
         if not self.feedback:
-            return one_pass(self.slots)
-        if refinements is None:
-            refinements = self.config.refinement_range[1]
-        return jacobi(self.slots, refinements).truncated(self.config.bptt_passes)
+            return Schedule(one_pass(slots).sweeps, config.chunk)
+        if config.solver == "jacobi":
+            solved = jacobi(slots, refinements)
+        elif config.solver == "gauss_seidel":
+            solved = gauss_seidel(slots, refinements + 1)
+        else:
+            solved = strided(slots, config.stride, refinements)
+        return Schedule(solved.truncated(config.bptt_passes).sweeps, config.chunk)
 
     def exact_schedule(self) -> Schedule:
         """The cheapest schedule that is exact: one sweep, unless later slots are seen and states fed back."""
@@ -126,9 +148,18 @@ class ThoughtMethod(nn.Module):
         """Forward FLOPs of making one latent slot's input, beyond the trunk."""
         return 0
 
+    def choices(self, step: int) -> list[tuple[float, Schedule]]:
+        """The schedules a training step may draw, with their probabilities."""
+        slots, (low, high) = self.config.phase(step)
+        schedules = [self.schedule(k, slots) for k in range(low, high + 1)]
+        weights = [1 / s.passes if self.config.draw == "inverse_cost" else 1.0 for s in schedules]
+        return [
+            (weight / sum(weights), schedule) for weight, schedule in zip(weights, schedules, strict=True)
+        ]
+
     def training_schedule(self, seed: int, step: int) -> Schedule:
-        """The schedule of one training step: K is drawn from (seed, step) alone, hence the same on every rank."""
-        low, high = self.config.refinement_range
-        return self.schedule(
-            int(torch.randint(low, high + 1, (), generator=stream(seed, "refinements", step)))
-        )
+        """The schedule of one training step, drawn from (seed, step) alone, hence the same on every rank."""
+        choices = self.choices(step)
+        weights = torch.tensor([weight for weight, _ in choices])
+        drawn = torch.multinomial(weights, 1, generator=stream(seed, "refinements", step))
+        return choices[int(drawn)][1]

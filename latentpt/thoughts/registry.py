@@ -5,13 +5,23 @@ from __future__ import annotations
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
-from latentpt.thoughts.latent import Latent
+from latentpt.thoughts.hidden_decoding import SequentialHiddenDecoding
+from latentpt.thoughts.latent import Latent, LatentMixture
+from latentpt.thoughts.loop import Loop
 from latentpt.thoughts.method import ThoughtMethod
+from latentpt.thoughts.pause import Pause
+from latentpt.thoughts.ponder import Ponder, PonderHidden
 from latentpt.thoughts.vanilla import Vanilla
 
 METHODS: dict[str, type[ThoughtMethod]] = {
     "vanilla": Vanilla,
     "latent": Latent,
+    "latent_mixture": LatentMixture,
+    "pause": Pause,
+    "loop": Loop,
+    "ponder": Ponder,
+    "ponder_hidden": PonderHidden,
+    "sequential_hidden_decoding": SequentialHiddenDecoding,
 }
 
 

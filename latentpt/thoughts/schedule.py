@@ -21,7 +21,7 @@ class Sweep:
     slots: int
     """Slots taking part; the growing first passes of Jacobi use fewer than all."""
     stride: int = 1
-    """Number of sets; 1 = all cells at once, `slots` = slot by slot."""
+    """Number of sets: 1 = all cells at once, `slots` = slot by slot, m `slots` = slot by slot of every m-th position."""
     grad: bool = True
     """Whether gradient flows through this sweep."""
 
@@ -39,6 +39,11 @@ class Schedule:
         """Sweeps over all slots beyond the first such: Jacobi's K."""
         full = self.sweeps[-1].slots
         return sum(sweep.slots == full for sweep in self.sweeps) - 1
+
+    @property
+    def passes(self) -> int:
+        """Trunk passes per position, forward: cells of all sweeps."""
+        return sum(sweep.slots for sweep in self.sweeps)
 
     def truncated(self, bptt_passes: int | None) -> Schedule:
         """The same schedule with gradient through the last `bptt_passes` sweeps only (None: all)."""
@@ -65,6 +70,18 @@ def jacobi(slots: int, refinements: int) -> Schedule:
     """The paper's recipe: N growing passes, K refinements, one last pass (PonderLM-2, arXiv 2509.23184, section 3)."""
     growing = tuple(Sweep(k) for k in range(1, slots))
     return Schedule((*growing, *(Sweep(slots) for _ in range(refinements + 1))))
+
+
+def gauss_seidel(slots: int, sweeps: int) -> Schedule:
+    """Slot after slot, repeatedly; one sweep is the stage-causal model, the fixed point the paper's."""
+    return Schedule(by_slot(slots).sweeps * sweeps)
+
+
+def strided(slots: int, every: int, refinements: int) -> Schedule:
+    """A slot-by-slot sweep, then K sweeps over every m-th position in turn; m = length is sequential decoding."""
+    return Schedule(
+        (*by_slot(slots).sweeps, *(Sweep(slots, stride=every * slots) for _ in range(refinements)))
+    )
 
 
 def sequential(slots: int) -> Schedule:

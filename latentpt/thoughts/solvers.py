@@ -5,10 +5,12 @@
     h    = trunk(u, visibility)
 
 A sweep of stride 1 is one pass of plain causal attention over all cells. A sweep of a larger stride walks over
-columns of cells; the keys and values of earlier columns are fresh, those of later ones are the last sweep's:
+columns, every stride-th cell each; keys and values of earlier columns are fresh, those of later ones the last sweep's.
+With S = 2, what the cells of column 1 (q) see of column 0 (fresh, o) and, for stride 4, of columns 2 and 3 (stale, .):
 
-    stride S = 2, column 1 (x = queries, positions go right):      (0,0) (0,1) (1,0) (1,1) (2,0) (2,1)
-        sees column 0 fresh, j <= i; itself, j <= i                  o     x     o     x     o     x
+    cell        (0,0) (0,1) (1,0) (1,1) (2,0) (2,1) (3,0) (3,1)
+    stride 2      o     q     o     q     o     q     o     q      row k sees rows <= k of columns 0 and 1
+    stride 4      o     q     .     .     o     q     .     .      and rows < k of columns 2 and 3
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentpt.modeling.decoder import Decoder, KeysValues
@@ -111,39 +114,57 @@ class _Stretch:
         )
 
     def _columns(self, sweep: Sweep, following: Sweep | None, before: Cells | None, keep: bool) -> Cells:
-        """Slot after slot; latents come from this sweep."""
+        """Set after set: column r holds slot r mod S of every m-th position, m = stride / S."""
         slots = sweep.slots
-        assert sweep.stride == slots
-        wants_kv = keep if following is None else self.method.visibility is Visibility.CAUSAL
-        angles = self.decoder.angles(self.tokens.positions)
+        every = min(sweep.stride // slots, self.tokens.ids.shape[1])
         fresh: list[KeysValues] = []
+        read: list[Tensor] = []
         column: Cells | None = None
-        for slot in range(slots):
-            u = self.tokens.embeds if slot == 0 else self._latents(column, range(slot, slot + 1))
-            unread = following is not None and slot == slots - 1
-            others = [
-                self._seen(layer, slot, slots, fresh, before) for layer in range(len(self.decoder.blocks))
-            ]
-            x, kv = self.decoder.run(u, angles, others, slice(0, 0) if unread else None, keep=True)
-            column = Cells(u, x, kv)
-            fresh.append(kv)
+        for residue in range(every):
+            here = self if every == 1 else self._every(residue, every)
+            angles = self.decoder.angles(here.tokens.positions)
+            for slot in range(slots):
+                u = here.tokens.embeds if slot == 0 else here._latents(column, range(slot, slot + 1))
+                others = self._seen(slots, every, fresh, before)
+                unread = following is not None and slot == slots - 1
+                x, kv = self.decoder.run(u, angles, others, slice(0, 0) if unread else None, keep=True)
+                column = Cells(u, x, kv)
+                fresh.append(kv)
+            read.append(x)
         assert column is not None
-        return Cells(column.inputs, column.x, _interleave(fresh) if wants_kv else [])
+        wants_kv = keep if following is None else self._sees_later(following)
+        kv = [(_interleave(k), _interleave(v)) for k, v in _by_layer(fresh)] if wants_kv else []
+        return Cells(column.inputs, _interleave(read, dim=1), kv)
+
+    def _every(self, residue: int, every: int) -> _Stretch:
+        """The positions residue, residue + every, .. alone."""
+        tokens = self.tokens.at(slice(residue, None, every))
+        return _Stretch(self.decoder, self.method, tokens, self.prefix)
+
+    def _sees_later(self, sweep: Sweep) -> bool:
+        """Whether some column of a sweep sees one that comes after it."""
+        return self.method.visibility is Visibility.CAUSAL or sweep.stride > sweep.slots
 
     def _seen(
-        self, layer: int, slot: int, slots: int, fresh: list[KeysValues], before: Cells | None
-    ) -> list[KeyBlock]:
-        """What a column sees besides itself: earlier slots, later slots of the sweep before, the prefix."""
-        visibility = self.method.visibility
-        seen = [] if not self.prefix else self._seen_prefix(layer, slot)
-        if visibility is not Visibility.SAME_SLOT:
-            seen += [KeyBlock(*kv[layer], Relation.CAUSAL) for kv in fresh]
-        if visibility is Visibility.CAUSAL and before is not None and before.kv:
-            k, v = before.kv[layer]
-            seen += [
-                KeyBlock(k[:, :, j::slots], v[:, :, j::slots], Relation.STRICT)
-                for j in range(slot + 1, slots)
+        self, slots: int, every: int, fresh: list[KeysValues], before: Cells | None
+    ) -> list[list[KeyBlock]]:
+        """Per layer what the next column sees besides itself: earlier columns, later ones as they were, the prefix."""
+        number, stride = len(fresh), slots * every
+        slot, visibility = number % slots, self.method.visibility
+        earlier = [j for j in range(number) if visibility.sees(slot, j % slots)]
+        later = [j for j in range(number + 1, stride) if visibility.sees(slot, j % slots)]
+        rows = -(-(self.tokens.ids.shape[1] - number // slots) // every)
+        seen = []
+        for layer in range(len(self.decoder.blocks)):
+            blocks = self._seen_prefix(layer, slot) if self.prefix else []
+            blocks += [
+                KeyBlock(k[:, :, :rows], v[:, :, :rows], Relation.CAUSAL)
+                for k, v in (fresh[j][layer] for j in earlier)
             ]
+            if before is not None and before.kv:
+                k, v = before.kv[layer]
+                blocks += [KeyBlock(k[:, :, j::stride], v[:, :, j::stride], Relation.STRICT) for j in later]
+            seen.append(blocks)
         return seen
 
     def _seen_prefix(self, layer: int, slot: int) -> list[KeyBlock]:
@@ -153,16 +174,19 @@ class _Stretch:
         return [KeyBlock(k[:, :, column], v[:, :, column], Relation.ALL) for column in columns]
 
 
-def _interleave(columns: list[KeysValues]) -> KeysValues:
-    """Columns of [B, H, L, D] per layer -> flat order [B, H, L * S, D]."""
-    layers = zip(*columns, strict=True)
-    return [
-        (
-            torch.stack([k for k, _ in layer], 3).flatten(2, 3),
-            torch.stack([v for _, v in layer], 3).flatten(2, 3),
-        )
-        for layer in layers
-    ]
+def _by_layer(columns: list[KeysValues]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Columns of layers of (k, v) -> layers of (all k, all v)."""
+    return [([k for k, _ in layer], [v for _, v in layer]) for layer in zip(*columns, strict=True)]
+
+
+def _interleave(columns: list[Tensor], dim: int = 2) -> Tensor:
+    """Undo x[r::stride]: columns whose rows lie along `dim`, the later ones perhaps a row shorter, as one tensor."""
+    if len(columns) == 1:
+        return columns[0]
+    total, rows = sum(column.shape[dim] for column in columns), columns[0].shape[dim]
+    after = columns[0].dim() - dim - 1
+    padded = [F.pad(c, [0] * (2 * after) + [0, rows - c.shape[dim]]) for c in columns]
+    return torch.stack(padded, dim + 1).flatten(dim, dim + 1).narrow(dim, 0, total)
 
 
 def _append(prefix: KeysValues, kv: KeysValues) -> KeysValues:

@@ -7,12 +7,13 @@ counts queries, output and MLP only for cells somebody reads, as the trunk compu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
-from latentpt.thoughts.method import ThoughtMethod, Visibility
+from latentpt.thoughts.method import ThoughtMethod
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule, Sweep
 
@@ -78,15 +79,18 @@ def _full_pass(sweep: Sweep, following: Sweep | None, n: int, prefix: int) -> Ce
 def _columns(
     method: ThoughtMethod, sweep: Sweep, following: Sweep | None, n: int, start: int, stale: bool
 ) -> Iterator[CellSet]:
-    """Slot after slot: own and fresh earlier columns j <= i, stale later columns j < i, the prefix."""
-    inclusive, strict = n * (n + 1) // 2, n * (n - 1) // 2
-    for slot in range(sweep.slots):
-        earlier = 0 if method.visibility is Visibility.SAME_SLOT else slot
-        later = sweep.slots - 1 - slot if stale and method.visibility is Visibility.CAUSAL else 0
-        seen = sweep.slots if method.visibility is Visibility.CAUSAL else earlier + 1
-        pairs = (1 + earlier) * inclusive + later * strict + n * start * seen
-        unread = following is not None and slot == sweep.slots - 1
-        yield CellSet(n, 0 if unread else n, pairs, 0 if unread else pairs, sweep.grad)
+    """Column after column: own and fresh earlier columns j <= i, stale later columns j < i, the prefix."""
+    slots, sees = sweep.slots, method.visibility.sees
+    every = min(sweep.stride // slots, n)
+    for number in range(slots * every):
+        slot = number % slots
+        rows = -(-(n - number // slots) // every)
+        earlier = sum(sees(slot, j % slots) for j in range(number))
+        later = stale * sum(sees(slot, j % slots) for j in range(number + 1, slots * every))
+        prefix = start * sum(sees(slot, j) for j in range(method.slots))
+        pairs = (1 + earlier) * rows * (rows + 1) // 2 + later * rows * (rows - 1) // 2 + rows * prefix
+        unread = following is not None and slot == slots - 1
+        yield CellSet(rows, 0 if unread else rows, pairs, 0 if unread else pairs, sweep.grad)
 
 
 def schedule_cost(model: ModelConfig, method: ThoughtMethod, schedule: Schedule, length: int) -> Cost:
@@ -118,17 +122,31 @@ def _trunk_flops(model: ModelConfig, cells: CellSet) -> float:
     return (model.num_layers - 1) * full + last
 
 
-def training_cost(model: ModelConfig, thoughts: ThoughtsConfig, length: int) -> Cost:
-    """Mean cost per token of a training step on rows of `length` tokens, over the K that are drawn."""
+def training_cost(
+    model: ModelConfig, thoughts: ThoughtsConfig, length: int, steps: int | None = None
+) -> Cost:
+    """Mean cost per token of training on rows of `length` tokens: over the K that may be drawn, and, where a curriculum
+    changes the schedule, over the run's `steps` (None: the cost after its last phase)."""
     method = make_method(thoughts, model)
-    low, high = thoughts.refinement_range
-    costs = [schedule_cost(model, method, method.schedule(k), length) for k in range(low, high + 1)]
-    return Cost(*(sum(values) / len(costs) for values in zip(*costs, strict=True)))
+    ends = [0, *(phase.until_step for phase in thoughts.curriculum)]
+    if steps is None or not thoughts.curriculum:
+        stretches = [(1.0, ends[-1])]
+    else:
+        bounds = [*(min(end, steps) for end in ends), steps]
+        stretches = [((b - a) / steps, a) for a, b in itertools.pairwise(bounds) if b > a]
+    weighted = [
+        (share * weight, schedule_cost(model, method, schedule, length))
+        for share, first in stretches
+        for weight, schedule in method.choices(first)
+    ]
+    return Cost(*(sum(w * cost[field] for w, cost in weighted) for field in range(len(Cost._fields))))
 
 
-def training_flops_per_token(model: ModelConfig, thoughts: ThoughtsConfig, length: int) -> float:
+def training_flops_per_token(
+    model: ModelConfig, thoughts: ThoughtsConfig, length: int, steps: int | None = None
+) -> float:
     """Forward and backward FLOPs per text token of training."""
-    return training_cost(model, thoughts, length).total
+    return training_cost(model, thoughts, length, steps).total
 
 
 def inference_flops_per_token(model: ModelConfig, thoughts: ThoughtsConfig, length: int) -> float:

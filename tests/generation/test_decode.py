@@ -7,6 +7,7 @@ from latentpt.evaluation.perplexity import validation_loss
 from latentpt.generation.decode import Session, generate
 from latentpt.generation.sampling import Sampling, sample
 from latentpt.seeding import stream
+from latentpt.thoughts.registry import METHODS
 from latentpt.thoughts.schedule import sequential
 from tests.conftest import tiny_ids, tiny_model
 
@@ -15,6 +16,7 @@ KINDS = [
     {"method": "latent", "num_thoughts": 1},
     {"method": "latent", "num_thoughts": 2},
     {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"},
+    *({"method": name, "num_thoughts": 2} for name in METHODS if name not in ("vanilla", "latent")),
 ]
 
 

@@ -24,8 +24,6 @@ def load(entry, **thoughts):
     given = {"method": method, "num_thoughts": entry["num_latent_thoughts"]}
     if method == "latent":
         given["refinements"] = entry["num_jacobi_iterations"]
-    if method == "pause":
-        given["pause_token"] = entry["config"]["pause_token_id"]
     parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
     return from_hf(config, parameters, {**given, **thoughts}), tensors
 

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from latentpt.thoughts.schedule import Schedule, Sweep, by_slot, jacobi, one_pass, sequential
+from latentpt.thoughts.schedule import (
+    Schedule,
+    Sweep,
+    by_slot,
+    gauss_seidel,
+    jacobi,
+    one_pass,
+    sequential,
+    strided,
+)
 from tests.conftest import tiny_ids, tiny_model
 
 
@@ -22,6 +31,67 @@ def test_jacobi_with_enough_refinements_equals_sequential(family, thoughts):
     exact = hidden(model, ids, sequential(slots))
     close(hidden(model, ids, jacobi(slots, 5 * thoughts)), exact)
     assert (hidden(model, ids, jacobi(slots, 1)) - exact).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("thoughts", [1, 2, 3])
+def test_gauss_seidel_with_enough_sweeps_equals_sequential(family, thoughts):
+    model = tiny_model(family, method="latent", num_thoughts=thoughts)
+    ids, slots = tiny_ids(length=5), thoughts + 1
+    exact = hidden(model, ids, sequential(slots))
+    close(hidden(model, ids, gauss_seidel(slots, 5)), exact)
+    assert (hidden(model, ids, gauss_seidel(slots, 2)) - exact).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("thoughts", [1, 2])
+def test_one_gauss_seidel_sweep_is_the_stage_causal_model(thoughts):
+    paper = tiny_model(method="latent", num_thoughts=thoughts)
+    staged = tiny_model(method="latent", num_thoughts=thoughts, visibility="stage_causal")
+    ids = tiny_ids()
+    close(hidden(paper, ids, gauss_seidel(thoughts + 1, 1)), hidden(staged, ids), atol=0)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 7])
+def test_strided_with_enough_sweeps_equals_sequential_and_one_sweep_of_all_suffices(family, every):
+    model = tiny_model(family, method="latent", num_thoughts=2)
+    ids = tiny_ids(length=7)
+    exact = hidden(model, ids, sequential(3))
+    close(hidden(model, ids, strided(3, every, 7)), exact)
+    close(hidden(model, ids, strided(3, 7, 1)), exact)
+
+
+def test_a_stage_causal_model_is_exact_in_any_strided_sweep_after_the_first():
+    model = tiny_model(method="latent", num_thoughts=2, visibility="stage_causal")
+    ids = tiny_ids(length=7)
+    close(hidden(model, ids, strided(3, 3, 1)), hidden(model, ids))
+
+
+def test_gauss_seidel_beats_jacobi_at_equal_cost():
+    model = tiny_model(method="latent", num_thoughts=3, weights=1.0)
+    ids = tiny_ids(length=16)
+    exact = hidden(model, ids, sequential(4))
+    swept, refined = (
+        (hidden(model, ids, schedule) - exact).norm() for schedule in (gauss_seidel(4, 3), jacobi(4, 1))
+    )
+    assert gauss_seidel(4, 3).passes == 12 and jacobi(4, 1).passes == 14
+    assert swept < 0.5 * refined
+
+
+SOLVERS = {
+    "jacobi": {}, "gauss_seidel": {"solver": "gauss_seidel"}, "strided": {"solver": "strided", "stride": 3},
+    "chunked": {"solver": "gauss_seidel", "chunk": 3}, "sequential": {"solver": "sequential"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_converged_solvers_agree_in_every_gradient(solver):
+    ids = tiny_ids(length=4)
+    gradients = []
+    for options in ({"solver": "sequential"}, {**SOLVERS[solver], "refinements": 8}):
+        model = tiny_model(method="latent", num_thoughts=2, **options)
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        close(a, b)
 
 
 @pytest.mark.parametrize("thoughts", [1, 2, 3])
@@ -163,3 +233,47 @@ def test_loss_of_labels_is_the_mean_over_shifted_targets():
     expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(out.loss, expected)
     assert model(ids, labels=ids, return_logits=False).logits is None
+
+
+def test_cheap_refinements_are_drawn_more_often_when_cost_decides():
+    model = tiny_model(method="latent", num_thoughts=1, refinements=(0, 3), draw="inverse_cost")
+    counts = [0] * 4
+    for step in range(2000):
+        counts[model.training_schedule(0, step).refinements] += 1
+    weights = [1 / (3 + 2 * k) for k in range(4)]
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count / 2000 - weight / sum(weights)) < 0.04
+
+
+def test_a_curriculum_brings_thoughts_in_late():
+    phases = [{"until_step": 3}, {"until_step": 5, "num_thoughts": 1, "refinements": 0}]
+    model = tiny_model(method="latent", num_thoughts=2, refinements=2, curriculum=phases)
+    schedules = [model.training_schedule(0, step) for step in range(7)]
+    assert schedules == [one_pass(1)] * 3 + [jacobi(2, 0)] * 2 + [jacobi(3, 2)] * 2
+    ids = tiny_ids()
+    vanilla = tiny_model()
+    torch.testing.assert_close(model(ids, schedule=schedules[0]).logits, vanilla(ids).logits)
+
+
+def test_mixtures_in_chunks_equal_the_plain_formula_in_values_and_gradients():
+    from latentpt.modeling.mixture import softmax_mixture
+
+    generator = torch.Generator().manual_seed(0)
+    hidden_, head, table = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in ((3, 10, 8), (37, 8), (37, 8))
+    )
+    for top_k in (None, 5):
+        logits = hidden_ @ head.T
+        if top_k is not None:
+            kth = logits.topk(top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < kth, float("-inf"))
+        expected = logits.softmax(-1) @ table
+        for rows in (7, 1000):
+            ours = softmax_mixture(hidden_, head, table, top_k, rows)
+            torch.testing.assert_close(ours, expected)
+            pair = [
+                torch.autograd.grad(o.sin().sum(), (hidden_, head, table), retain_graph=True)
+                for o in (ours, expected)
+            ]
+            torch.testing.assert_close(*pair)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentpt.thoughts.schedule import sequential
 from latentpt.training.flops import inference_flops_per_token, schedule_cost, training_cost
 from tests.conftest import tiny_ids, tiny_model
 
@@ -33,34 +32,68 @@ COUNTED = {
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops,
 }
 
-CASES = [
-    ({"method": "vanilla"}, None),
-    ({"method": "latent", "num_thoughts": 1, "refinements": 3}, None),
-    ({"method": "latent", "num_thoughts": 2, "refinements": 1}, None),
-    ({"method": "latent", "num_thoughts": 2, "refinements": 2, "bptt_passes": 2}, None),
-    ({"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"}, None),
-    ({"method": "latent", "num_thoughts": 1}, sequential(2)),
-]
+CASES = {
+    "vanilla": {"method": "vanilla"},
+    "jacobi-n1-k3": {"method": "latent", "num_thoughts": 1, "refinements": 3},
+    "jacobi-n2-k1": {"method": "latent", "num_thoughts": 2, "refinements": 1},
+    "jacobi-truncated": {"method": "latent", "num_thoughts": 2, "refinements": 2, "bptt_passes": 2},
+    "jacobi-chunked": {"method": "latent", "num_thoughts": 1, "refinements": 1, "chunk": 5},
+    "stage-causal": {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"},
+    "stage-causal-chunked": {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal", "chunk": 5},
+    "gauss-seidel": {"method": "latent", "num_thoughts": 2, "solver": "gauss_seidel", "refinements": 1},
+    "gauss-seidel-truncated": {
+        "method": "latent", "num_thoughts": 1, "solver": "gauss_seidel", "refinements": 2, "bptt_passes": 1,
+    },
+    "strided": {"method": "latent", "num_thoughts": 1, "solver": "strided", "stride": 5, "refinements": 2},
+    "sequential": {"method": "latent", "num_thoughts": 1, "solver": "sequential"},
+    "latent-mixture": {"method": "latent_mixture", "num_thoughts": 1, "refinements": 1},
+    "pause": {"method": "pause", "num_thoughts": 2},
+    "loop": {"method": "loop", "num_thoughts": 2},
+    "ponder": {"method": "ponder", "num_thoughts": 2},
+    "ponder-hidden": {"method": "ponder_hidden", "num_thoughts": 2},
+    "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: "-".join(map(str, case[0].values())) + ("-seq" if case[1] else "")
-)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", ["pythia", "llama"])
-def test_counted_flops_equal_torchs_counter(family, case):
-    thoughts, schedule = case
+def test_counted_flops_equal_torchs_counter(family, name):
     size = {"num_layers": 3, "hidden_size": 32, "vocab_size": 37}
-    model = tiny_model(family, dtype=torch.float32, size=size, **thoughts)
+    model = tiny_model(family, dtype=torch.float32, size=size, **CASES[name])
     rows, length = 2, 12
     ids = tiny_ids(rows, length)
-    schedule = schedule or model.method.schedule()
+    schedule = model.method.schedule()
     cost = schedule_cost(model.config, model.method, schedule, length)
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as forward, torch.no_grad():
         model(ids, schedule=schedule)
     assert forward.get_total_flops() == pytest.approx(rows * length * cost.forward, rel=0.01)
+    remade = rows * length * recomputed(model, schedule)
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as both:
         model(ids, targets=ids, schedule=schedule, return_logits=False).loss.backward()
-    assert both.get_total_flops() == pytest.approx(rows * length * cost.total, rel=0.01)
+    assert both.get_total_flops() - remade == pytest.approx(rows * length * cost.total, rel=0.01)
+
+
+def recomputed(model, schedule):
+    """The logits of mixtures are made again in the backward; that is memory saved, not the model's work."""
+    logits = 2 * model.config.hidden_size * model.config.vocab_size
+    return (
+        sum(logits * (sweep.slots - 1) for sweep in schedule.sweeps)
+        if hasattr(model.method, "mixture")
+        else 0
+    )
+
+
+def test_a_curriculum_costs_the_mean_over_its_phases():
+    phases = [{"until_step": 70, "num_thoughts": 0}]
+    late = {"method": "latent", "num_thoughts": 1, "refinements": 2}
+    model = tiny_model(**late, curriculum=phases)
+    early = training_cost(model.config, tiny_model(embed_scale=1.0).thoughts, 8).total
+    full = training_cost(model.config, tiny_model(**late).thoughts, 8).total
+    assert training_cost(model.config, model.thoughts, 8, steps=100).total == pytest.approx(
+        0.7 * early + 0.3 * full
+    )
+    assert training_cost(model.config, model.thoughts, 8, steps=50).total == pytest.approx(early)
+    assert training_cost(model.config, model.thoughts, 8).total == pytest.approx(full)
 
 
 def test_the_mean_over_drawn_refinements_is_counted():

@@ -1,0 +1,29 @@
+"""Sequential hidden decoding: N more embedding tables fill the latent slots; nothing is fed back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.decoder import Decoder
+from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.method import ThoughtMethod, Tokens
+
+
+class SequentialHiddenDecoding(ThoughtMethod):
+    """u(t, s) = c T_s[x_t] with a table T_s [V, d] for every latent slot; c = sqrt(2.5 d)."""
+
+    feedback = False
+
+    def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        shape = (model.vocab_size, model.hidden_size)
+        self.tables = nn.ModuleList(nn.Embedding(*shape) for _ in range(config.num_thoughts))
+
+    def latents(
+        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
+    ) -> Tensor:
+        """The token's row in the table of each slot."""
+        filled = torch.stack([self.tables[slot - 1](tokens.ids) for slot in slots], dim=2) * self.embed_scale
+        return filled if tokens.rows is None else filled + tokens.rows
