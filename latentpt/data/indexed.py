@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -192,8 +193,9 @@ class ShardWriter:
         if self.dtype not in CODES:
             raise DataError(f"{self.prefix}: {self.dtype} is no token dtype; use uint16 or int32")
         self.bin_path, self.idx_path = bin_and_idx(self.prefix)
+        mark = secrets.token_hex(4)  # two writers of one pair, after a lost worker, must not share side files
         self._side = {
-            kind: self.prefix.with_name(f"{self.prefix.name}.{kind}.tmp")
+            kind: self.prefix.with_name(f"{self.prefix.name}.{kind}.{mark}.tmp")
             for kind in ("bin", "lengths", "idx")
         }
         self._tokens = self._side["bin"].open("wb")

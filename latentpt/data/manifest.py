@@ -72,7 +72,9 @@ class Manifest(_Record):
     shards: list[ShardInfo]
     """The pairs in reading order."""
     records_in: int
-    """Records read; equal to documents written here or in sibling folders plus records quarantined."""
+    """Records read: documents here, documents elsewhere and quarantined records together."""
+    records_elsewhere: int = 0
+    """Documents of the same input that went to sibling folders."""
     quarantined: dict[str, int] = {}
     """Records that became no document, by kind."""
     inputs: list[dict[str, Any]] = []

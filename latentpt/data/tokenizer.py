@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
         """Text of `ids`, special tokens written out."""
         ...
 
+    def token_id(self, token: str) -> int | None:
+        """Id of the vocabulary's entry `token`, or None."""
+        ...
+
 
 class HuggingFaceTokenizer:
     """A tokenizer.json of the tokenizers library."""
@@ -68,6 +72,10 @@ class HuggingFaceTokenizer:
         """Text of `ids`, special tokens written out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def token_id(self, token: str) -> int | None:
+        """Id of the vocabulary's entry `token`, or None."""
+        return self._tokenizer.token_to_id(token)
+
 
 class SentencePieceTokenizer:
     """A sentencepiece .model file."""
@@ -95,6 +103,11 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; control tokens have no text."""
         return self._processor.decode(list(map(int, ids)))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of the vocabulary's entry `token`, or None."""
+        found = self._processor.piece_to_id(token)
+        return None if found == self._processor.unk_id() else found
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -1,0 +1,1 @@
+"""From raw text to shards: `python -m data_prep --help` lists the commands."""
