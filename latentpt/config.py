@@ -184,7 +184,7 @@ def _sentence(kind: type[Section], error: ValidationError, origins: Origins) -> 
     where = f"{origin}: " if origin else ""
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {dotted}{_suggest_key(kind, path)}"
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and len(path) == len(problem["loc"]):
         return f"{dotted} is required and was not given ({_documentation(kind, path)})"
     if problem["type"] == "value_error":
         return where + problem["msg"].removeprefix("Value error, ")
@@ -228,14 +228,18 @@ def _documentation(kind: type[Section], path: tuple[str, ...]) -> str:
 def _suggest_key(kind: type[Section], path: tuple[str, ...]) -> str:
     """The valid dotted key nearest to an unknown one: in the same section first, then anywhere by its last name."""
     known = [".".join(option) for option, _ in options(kind)] + list(kind.model_fields)
-    inside = [key for key in known if key.split(".")[:-1] == list(path[:-1])]
-    close = difflib.get_close_matches(".".join(path), inside, n=1, cutoff=0.6)
-    if not close:
-        by_name = {key.split(".")[-1]: key for key in reversed(known)}
-        close = [by_name[name] for name in difflib.get_close_matches(path[-1], by_name, n=1, cutoff=0.7)]
-    if not close and len(path) > 1:
-        return f"; {'.'.join(path[:-1])} has {', '.join(key.split('.')[-1] for key in inside)}"
-    return f"; did you mean {close[0]}?" if close else f"; the sections are {', '.join(kind.model_fields)}"
+    inside = {key.split(".")[-1]: key for key in known if key.split(".")[:-1] == list(path[:-1])}
+    anywhere = {key.split(".")[-1]: key for key in reversed(known)}
+    for names in (inside, anywhere):
+        close = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.7)
+        if close:
+            return f"; did you mean {names[close[0]]}?"
+    where = ".".join(path[:-1])
+    return (
+        f"; {where} has {', '.join(inside)}"
+        if where
+        else f"; the sections are {', '.join(kind.model_fields)}"
+    )
 
 
 def _suggest_value(field: FieldInfo | None, given: Any) -> str:

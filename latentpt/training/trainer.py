@@ -228,7 +228,7 @@ class Trainer:
         step = self.progress.step
         if self.monitor is not None:
             self.monitor.advance()
-        last = step == self.end
+        last = step == self.total
         if step % self.config.monitor.every == 0 or step == 1 or last:
             self.log(loss, lr, schedule)
         if step % self.config.validation.every == 0 or last:

@@ -1,0 +1,98 @@
+"""Small trainings on real text: bytes of the standard library's sources as tokens."""
+
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+
+from latentpt.config import build
+from latentpt.data.indexed import ShardWriter
+from latentpt.run import RunConfig, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+END = 256  # id that ends a document
+
+
+def write_text_shards(folder: Path, size: int) -> None:
+    """folder/train and folder/validation: about `size` and size / 8 bytes of Python sources, one document a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    for name, wanted in (("validation", size // 8), ("train", size)):
+        written = 0
+        with ShardWriter(folder / name, np.uint16) as shard:
+            while written < wanted:
+                text = np.frombuffer(sources.pop(0).read_bytes(), dtype=np.uint8)
+                shard.add_document(np.append(text.astype(np.uint16), END))
+                written += len(text) + 1
+
+
+def tiny_run(output: Path, data: Path, **sections) -> RunConfig:
+    """Eight steps of a model with some ten thousand parameters; `sections` override fields section by section."""
+    values = {
+        "output": str(output),
+        "model": {"family": "llama", "vocab_size": 257, "hidden_size": 18, "num_layers": 2, "num_heads": 3},
+        "thoughts": {"method": "latent", "num_thoughts": 1, "refinements": [0, 2]},
+        "data": {"train": str(data / "train"), "validation": str(data / "validation"), "sequence_length": 12},
+        "training": {"steps": 8, "batch_samples": 8, "micro_batch": 2},
+        "optimizer": {"lr": 1e-2},
+        "schedule": {"warmup": 2},
+        "checkpoint": {"every": 100},
+        "validation": {"every": 4, "samples": 9},
+        "monitor": {"every": 1, "tensorboard": False},
+    }
+    for name, fields in sections.items():
+        values[name] = {**values.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    return build(RunConfig, values)
+
+
+def losses(config: RunConfig, kind: str = "train") -> dict[int, float]:
+    """Step -> loss of a run's metrics; a step that appears twice is an error."""
+    lines = [line for line in read_metrics(config.folder.metrics) if line["kind"] == kind]
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def environment(**variables) -> dict[str, str]:
+    """Environment for a process of its own, without what this process knows of its rank."""
+    hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+
+
+def start_ranks(world: int, *command: str | Path) -> list[subprocess.Popen]:
+    """Start `python command` once for every rank, as a launcher would."""
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(world),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 240) -> list[str]:
+    """Wait for the processes; returns their outputs, and fails with them if one failed."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs

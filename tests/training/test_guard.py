@@ -1,0 +1,36 @@
+"""Reasons to end a training early, in one process; test_interruptions has several."""
+
+import os
+import signal
+
+import pytest
+
+from latentpt.config import ConfigError
+from latentpt.training.guard import SkippedSteps, StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_a_reason_to_stop_and_handlers_are_restored(number, tmp_path):
+    before = signal.getsignal(number)
+    with StopSignals(tmp_path / "STOP") as signals:
+        assert signals.reason() is None
+        os.kill(os.getpid(), number)
+        assert signals.reason() == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_file_named_stop_is_a_reason_to_stop(tmp_path):
+    with StopSignals(tmp_path / "STOP") as signals:
+        assert signals.reason() is None
+        (tmp_path / "STOP").touch()
+        assert signals.reason() == "file STOP"
+
+
+def test_skipped_steps_are_counted_over_a_resume_and_too_many_in_a_row_end_the_training():
+    skips = SkippedSteps(limit=3)
+    for step, applied in enumerate([False, True, False, False], start=1):
+        skips.count(step, applied)
+    resumed = SkippedSteps(3, skips.total, skips.in_a_row)
+    with pytest.raises(ConfigError, match="last 3 steps were not finite; the last finite step was 2"):
+        resumed.count(5, applied=False)
+    assert resumed.total == 4
