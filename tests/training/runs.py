@@ -30,7 +30,7 @@ def write_text_shards(folder: Path, size: int) -> None:
                 written += len(text) + 1
 
 
-def tiny_run(output: Path, data: Path, **sections) -> RunConfig:
+def tiny_run(output: Path, data: Path, /, **sections) -> RunConfig:
     """Eight steps of a model with some ten thousand parameters; `sections` override fields section by section."""
     values = {
         "output": str(output),

@@ -1,0 +1,181 @@
+"""One process: the trainer against a plain loop, interrupted and resumed, under every ZeRO stage."""
+
+import os
+import signal
+
+import pytest
+import torch
+from runs import losses, tiny_run
+from safetensors.torch import load_file
+
+from latentpt.config import ConfigError
+from latentpt.data.batches import BatchStream, TokenDataset
+from latentpt.run import load_model, read_metrics
+from latentpt.training import checkpoint, trainer
+from latentpt.training.engine import parameter_groups
+from latentpt.training.schedule import learning_rate
+from latentpt.training.trainer import Trainer, build_model, compile_blocks, find_origin, train
+
+
+def plain_losses(config):
+    """The training as one would write it by hand: torch, one process, no DeepSpeed."""
+    model, settings = build_model(config), config.training
+    groups = parameter_groups(model, config.optimizer.weight_decay)
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=config.optimizer.betas, eps=config.optimizer.eps)
+    data = TokenDataset(config.data.train, config.data.sequence_length)
+    found = {}
+    with BatchStream(data, config.seed, settings.batch_samples, settings.batch_samples) as stream:
+        for step in range(config.steps):
+            tokens = next(stream)
+            schedule = model.training_schedule(config.seed, step)
+            loss = model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+            for group in adam.param_groups:
+                group["lr"] = learning_rate(config.schedule, config.optimizer.lr, step, config.steps)
+            adam.step()
+            adam.zero_grad()
+            found[step + 1] = loss.item()
+    return found
+
+
+def final_state(config):
+    """Every tensor of the last checkpoint by name."""
+    path = checkpoint.find(config.folder.checkpoints)
+    return {name: t for file in path.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+@pytest.mark.parametrize(
+    "stage, precision",
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")],
+)
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_by_bit(stage, precision, text, tmp_path):
+    def run(name, **training):
+        return tiny_run(
+            tmp_path / name, text, zero={"stage": stage}, training={"precision": precision, **training}
+        )
+
+    whole = run("whole")
+    train(whole)
+    train(run("parts", stop_at=3))
+    progress = train(run("parts"))
+    for kind in ("train", "validation"):
+        assert losses(run("parts"), kind) == losses(whole, kind)
+    ours, theirs = final_state(run("parts")), final_state(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (progress.step, progress.samples, progress.tokens) == (8, 64, 64 * 12)
+    assert losses(whole) == pytest.approx(plain_losses(whole), abs=2e-6 if precision == "fp32" else 2e-2)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_recomputing_activations_changes_nothing(stage, text, tmp_path):
+    # These are the stages at which reentrant checkpointing of a block that runs several times fails.
+    config = tiny_run(tmp_path, text, zero={"stage": stage}, training={"checkpoint_activations": True})
+    train(config)
+    assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
+
+
+@pytest.mark.parametrize("before, after", [(0, 3), (3, 1), (2, 0)])
+def test_a_checkpoint_of_one_zero_stage_continues_under_another(before, after, text, tmp_path):
+    train(tiny_run(tmp_path / "run", text, zero={"stage": before}, training={"stop_at": 4}))
+    config = tiny_run(tmp_path / "run", text, zero={"stage": after})
+    train(config)
+    assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
+
+
+def test_a_signal_saves_the_step_and_the_next_start_goes_on(text, tmp_path, monkeypatch, capsys):
+    config = tiny_run(tmp_path / "run", text)
+    log = Trainer.log
+
+    def interrupt(self, *arguments):
+        log(self, *arguments)
+        if self.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "log", interrupt)
+        assert train(config).step == 3
+    assert "stopped at step 3 of 8 (SIGUSR1)" in capsys.readouterr().out
+    assert not config.folder.summary.exists()
+    assert train(config, "resume").step == 8
+    assert config.folder.summary.exists()
+    assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
+
+
+def test_steps_with_a_non_finite_gradient_are_skipped_counted_and_end_the_training(
+    text, tmp_path, monkeypatch
+):
+    config = tiny_run(tmp_path / "run", text, training={"max_skipped": 3})
+    finite = trainer.training_loss
+    calls = []
+
+    def loss(model, tokens, schedule):
+        calls.append(None)
+        step = (len(calls) - 1) // 4 + 1  # four micro-batches a step
+        return finite(model, tokens, schedule) * (float("nan") if step in (2, 5, 6, 7) else 1.0)
+
+    monkeypatch.setattr(trainer, "training_loss", loss)
+    with pytest.raises(ConfigError, match="last finite step was 4"):
+        train(config)
+    lines = {line["step"]: line for line in read_metrics(config.folder.metrics) if line["kind"] == "train"}
+    assert [lines[step]["skipped"] for step in range(1, 7)] == [0, 1, 1, 1, 2, 3]
+    assert lines[2]["loss"] is None and lines[3]["loss"] < 6
+
+
+def test_a_checkpoint_of_another_training_is_refused(text, tmp_path):
+    train(tiny_run(tmp_path / "run", text, training={"steps": 1}))
+    before = sorted(tmp_path.rglob("*"))
+    for section, message in (
+        ({"model": {"hidden_size": 24}}, "model.hidden_size is 18 there and 24 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(tiny_run(tmp_path / "run", text, **section))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_wants_a_checkpoint_and_fresh_sets_the_old_training_aside(text, tmp_path):
+    config = tiny_run(tmp_path / "run", text, training={"steps": 1})
+    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+        train(config, "resume")
+    assert not config.folder.path.exists()
+    train(config)
+    assert find_origin(config, "auto") is not None
+    old = config.folder.metrics.read_text()
+    train(config, "fresh")
+    assert (tmp_path / "run.old-1" / "metrics.jsonl").read_text() == old
+    assert list(losses(config)) == [1]
+
+
+def test_load_model_returns_the_trained_weights(text, tmp_path):
+    config = tiny_run(tmp_path / "run", text, model={"tie_embeddings": True}, checkpoint={"every": 4})
+    train(config)
+    model, loaded = load_model(tmp_path / "run")
+    assert loaded == config
+    state = final_state(config)
+    assert all(torch.equal(state[name], p) for name, p in model.named_parameters())
+    earlier, _ = load_model(tmp_path / "run", step=4)
+    assert not torch.equal(earlier.decoder.embedding.weight, model.decoder.embedding.weight)
+    with pytest.raises(ConfigError, match="no checkpoint of step 5; the nearest is step 4"):
+        load_model(tmp_path / "run", step=5)
+
+
+def test_compiling_blocks_makes_graphs_for_slot_counts_but_not_for_pass_counts(text, tmp_path):
+    config = tiny_run(tmp_path, text)
+    model = build_model(config)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_blocks(model, backend=count, dynamic=False)
+    tokens = torch.randint(257, (2, 13), generator=torch.Generator().manual_seed(0))
+    made = []
+    for refinements in (1, 2, 3, 4):
+        schedule = model.method.schedule(refinements)
+        model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss.backward()
+        made.append(len(graphs))
+    assert made[0] > 0 and made == [made[0]] * 4
