@@ -12,6 +12,12 @@ COMMANDS = {
     "sample": ("data_prep.sample", "write a small corpus of text that every Python installation has"),
     "train_tokenizer": ("data_prep.train_tokenizer", "train a byte-level BPE or a sentencepiece tokenizer"),
     "tokenize": ("data_prep.tokenizing", "turn text into shards"),
+    "convert": ("data_prep.converting", "turn token files of other formats into shards, or shards into them"),
+    "inspect": ("data_prep.inspecting", "say what shards hold"),
+    "verify": ("data_prep.verifying", "check shards against everything they promise"),
+    "dedup": ("data_prep.dedup", "remove exact and near duplicates from text"),
+    "decontaminate": ("data_prep.decontaminate", "remove documents that overlap with evaluation files"),
+    "bench": ("data_prep.bench", "measure tokenization beside the tokenizers library by itself"),
 }
 
 

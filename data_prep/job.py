@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.encoding import EncodeOptions
 from data_prep.inputs import Unit
 from latentpt.data.errors import DataError
-from latentpt.data.manifest import FILE_NAME, write_json
+from latentpt.data.manifest import FILE_NAME, WORK, write_json
 
 FOLDERS = "folders.json"  # marks a finished output of several folders, as manifest.json marks one of one
 
@@ -45,7 +45,7 @@ class Job:
     @property
     def work(self) -> Path:
         """Where unfinished work lies."""
-        return self.folder / ".work"
+        return self.folder / WORK
 
     def unit_folder(self, unit: Unit) -> Path:
         """Where the unit's shards wait until all units are done."""

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentpt.data.errors import DataError
-from latentpt.data.indexed import Shard
-from latentpt.data.manifest import Manifest, read_manifest
+from latentpt.data.indexed import Shard, bin_and_idx, shard_prefix
+from latentpt.data.manifest import FILE_NAME, WORK, Manifest, read_manifest
 from latentpt.data.order import shuffled
 
 
@@ -44,10 +44,11 @@ class TokenDataset:
         num_samples: samples of an epoch, (num_tokens - 1) // sample_length.
         vocab_size: ids are below it, by the manifests; None for shards without a manifest.
         eod_id: id that ends a document, by the manifests; None when unknown.
+        location: the paths, for messages.
     """
 
     def __init__(self, paths: str | Path | Sequence[str | Path], sample_length: int) -> None:
-        """Open shard folders (or single .bin/.idx pairs) in the order given.
+        """Open shard folders, folders of them or single .bin/.idx pairs, in the order given.
 
         Raises DataError when a shard is missing or damaged, when the folders were made by different tokenizers or
         when there are too few tokens for one sample.
@@ -56,11 +57,12 @@ class TokenDataset:
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         if not paths:
             raise DataError("no training data is given: name at least one shard folder")
+        self.location = ", ".join(map(str, paths))
         self.shards: list[Shard] = []
         self.vocab_size: int | None = None
         self.eod_id: int | None = None
         first: tuple[Path, Manifest] | None = None
-        for path in map(Path, paths):
+        for path in (folder for given in paths for folder in shard_folders(Path(given))):
             manifest, shards = open_folder(path)
             self.shards += shards
             if manifest is None:
@@ -77,8 +79,9 @@ class TokenDataset:
         self.num_tokens = int(self._starts[-1])
         self.num_samples = (self.num_tokens - 1) // sample_length
         if self.num_samples < 1:
-            names = ", ".join(map(str, paths))
-            raise DataError(f"{names}: has {self.num_tokens} tokens; one sample needs {sample_length + 1}")
+            raise DataError(
+                f"{self.location}: has {self.num_tokens} tokens; one sample needs {sample_length + 1}"
+            )
 
     def sample(self, index: int) -> NDArray[np.int64]:
         """Sample `index` in corpus order: [sample_length + 1]."""
@@ -106,9 +109,21 @@ class TokenDataset:
         return rows
 
 
+def shard_folders(path: Path) -> list[Path]:
+    """`path` itself, or the shard folders inside it when it is a folder without a manifest of its own.
+
+    Raises DataError for a folder whose tokenization has not finished.
+    """
+    if (path / WORK).exists():
+        raise DataError(f"{path}: its tokenization has not finished; start the same command again")
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        return sorted(manifest.parent for manifest in path.rglob(FILE_NAME)) or [path]
+    return [path]
+
+
 def open_folder(path: Path) -> tuple[Manifest | None, list[Shard]]:
     """Open a shard folder, checked against its manifest, or a single pair, which has none."""
-    if not path.is_dir():
+    if bin_and_idx(shard_prefix(path))[1].is_file():
         return None, [Shard(path)]
     manifest = read_manifest(path)
     shards = []
@@ -127,7 +142,7 @@ def check_vocabulary(dataset: TokenDataset, vocab_size: int) -> None:
     """Raise DataError unless a model with `vocab_size` embedding rows can read every id of `dataset`."""
     if dataset.vocab_size is not None and dataset.vocab_size > vocab_size:
         raise DataError(
-            f"{dataset.shards[0].prefix.parent}: was tokenized with a vocabulary of {dataset.vocab_size} ids, "
+            f"{dataset.location}: was tokenized with a vocabulary of {dataset.vocab_size} ids, "
             f"but model.vocab_size = {vocab_size}; set model.vocab_size to at least {dataset.vocab_size}"
         )
 

@@ -1,4 +1,4 @@
-"""The data's configuration: where the shards are and how long a sample is."""
+"""The data's configuration: where the shards are, how sources are mixed and how long a sample is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from pydantic import model_validator
 from latentpt.config import Section
 
 
+class SourceConfig(Section):
+    """One source of a mixture."""
+
+    path: str
+    """Shard folder, or a folder of shard folders."""
+    name: str = ""
+    """Name in messages and metrics; empty means the path's last part."""
+    weight: float | None = None
+    """Share of the samples, relative to the other sources' weights."""
+    epochs: float | None = None
+    """Alternatively, how often the source is read while every other one is read its own number of epochs."""
+
+
 class DataConfig(Section):
     """Training and validation shards, and the length of a sample."""
 
-    train: str | list[str] = "data/train"
-    """Shard folder to train on, or several that are read as one corpus."""
-    validation: str = "data/validation"
-    """Shard folder with held-out documents."""
+    train: str | list[str] | list[SourceConfig] = "data/train"
+    """Shard folder to train on; several, read as one corpus; or sources, each with a weight or a number of epochs."""
+    validation: str | dict[str, str] = "data/validation"
+    """Shard folder with held-out documents, or one for each name, to have a loss for each."""
     sequence_length: int = 2048
     """Tokens L the model sees of one sample; samples hold L + 1, the last one as label."""
 
@@ -21,4 +34,12 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.sequence_length < 1:
             raise ValueError(f"data.sequence_length must be at least 1, got {self.sequence_length}")
+        sources = [source for source in self.train if isinstance(source, SourceConfig)]
+        for source in sources:
+            if (source.weight is None) == (source.epochs is None):
+                raise ValueError(
+                    f"data.train: source {source.path!r} needs a weight or epochs, one of the two"
+                )
+            if (source.weight is None) != (sources[0].weight is None):
+                raise ValueError("data.train: give every source a weight or every source epochs")
         return self

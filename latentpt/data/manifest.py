@@ -19,6 +19,7 @@ from latentpt.data.errors import DataError
 from latentpt.data.indexed import ShardInfo
 
 FILE_NAME = "manifest.json"
+WORK = ".work"  # folder of a tokenization under way; gone when it has finished
 
 
 class _Record(BaseModel):
