@@ -1,0 +1,41 @@
+"""A latent model learns from real text what no count of bigrams can know."""
+
+import math
+from collections import Counter
+
+import pytest
+from runs import losses, tiny_run, write_text_shards
+
+from latentpt.data.indexed import Shard
+from latentpt.training.trainer import train
+
+
+def bigram_bound(tokens):
+    """Cross-entropy in nats of the best bigram model there can be for these very tokens: their H(next | current).
+
+    It is computed from the tokens it is measured on, so no bigram counts of other text, smoothed or not, reach it.
+    """
+    pairs = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+    firsts = Counter(tokens[:-1].tolist())
+    return -sum(n * math.log(n / firsts[first]) for (first, _), n in pairs.items()) / (len(tokens) - 1)
+
+
+@pytest.mark.slow
+def test_validation_loss_falls_below_what_any_bigram_model_reaches(tmp_path):
+    write_text_shards(tmp_path, 1_000_000)
+    config = tiny_run(
+        tmp_path / "run",
+        tmp_path,
+        model={"hidden_size": 64, "num_layers": 2, "num_heads": 2},
+        thoughts={"method": "latent", "num_thoughts": 1, "visibility": "stage_causal"},
+        data={"sequence_length": 64},
+        training={"steps": 200, "batch_samples": 32, "micro_batch": 32},
+        optimizer={"lr": 4e-3},
+        schedule={"warmup": 0.1},
+        validation={"every": 200, "samples": 500},
+        monitor={"every": 10},
+        zero={"stage": 0},
+    )
+    train(config)
+    measured = Shard(tmp_path / "validation").tokens[: 500 * 64 + 1]
+    assert losses(config, "validation")[200] < bigram_bound(measured) - 0.1
