@@ -27,9 +27,13 @@ from latentpt.data.order import shuffled
 
 
 class SampleSource(Protocol):
-    """What a stream reads from: a corpus or a mixture of several."""
+    """What a stream reads from: a corpus or a mixture of several; see TokenDataset for the attributes."""
 
     sample_length: int
+    num_tokens: int
+    num_samples: int
+    vocab_size: int | None
+    location: str
 
     def read(self, positions: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
         """Samples at `positions` [k] of the endless shuffled stream of `seed`: [k, sample_length + 1]."""
@@ -138,7 +142,7 @@ def open_folder(path: Path) -> tuple[Manifest | None, list[Shard]]:
     return manifest, shards
 
 
-def check_vocabulary(dataset: TokenDataset, vocab_size: int) -> None:
+def check_vocabulary(dataset: SampleSource, vocab_size: int) -> None:
     """Raise DataError unless a model with `vocab_size` embedding rows can read every id of `dataset`."""
     if dataset.vocab_size is not None and dataset.vocab_size > vocab_size:
         raise DataError(

@@ -6,17 +6,23 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentpt.config import ConfigError, differences
-from latentpt.data.batches import BatchStream, TokenDataset, check_vocabulary, validation_batches
+from latentpt.data.batches import (
+    BatchStream,
+    SampleSource,
+    TokenDataset,
+    check_vocabulary,
+    validation_batches,
+)
+from latentpt.data.opening import open_training, open_validation
 from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
-from latentpt.run import RunConfig, cut_metrics, read_metrics
+from latentpt.run import RunConfig, read_metrics
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
 from latentpt.training import checkpoint
@@ -25,33 +31,26 @@ from latentpt.training.engine import Engine, start_processes
 from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.monitor import Clock, Monitor, peak_flops
+from latentpt.training.origin import Start, find_origin, prepare_folder
 from latentpt.training.schedule import learning_rate
 
-Start = Literal["auto", "resume", "fresh"]
-
 KINDS = ("train", "validation")  # of lines in metrics.jsonl
-
-# A resumed training must go on with these as they were, or it would not be the same training.
-FIXED = ("seed", "model.", "data.sequence_length")
 
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
     """Train until the end, `training.stop_at`, a stop signal or a STOP file; the state is saved in all four cases.
 
-    `start` says what to do with a folder that holds a training already: auto continues from its latest checkpoint if
-    there is one; resume insists that there is one; fresh sets the old folder aside under another name and begins anew.
-    Called by every process of the training. Returns how far it has come.
+    `start` says what to do with a folder that holds a training already, see `origin.Start`. Called by every process of
+    the training. Returns how far it has come.
 
     Raises:
         ConfigError, DataError: input that cannot work, before anything is written.
         TrainingDivergedError: gradients were not finite for training.max_skipped steps in a row.
     """
     rank, world, device = start_processes(config.training.deterministic)
-    length = config.data.sequence_length
-    config.training.accumulation(length, world)
-    data = TokenDataset(config.data.train, length)
-    held_out = TokenDataset(config.data.validation, length)
-    for dataset in (data, held_out):
+    config.training.accumulation(config.data.sequence_length, world)
+    data, held_out = open_training(config.data), open_validation(config.data)
+    for dataset in (data, *held_out.values()):
         check_vocabulary(dataset, config.model.vocab_size)
     model = build_model(config)
     origin = find_origin(config, start)
@@ -81,42 +80,6 @@ def compile_blocks(model: LanguageModel, **options: Any) -> None:
         block.compile(**options)
 
 
-def find_origin(config: RunConfig, start: Start) -> Path | None:
-    """The checkpoint from which the training continues, None for a new one; raises if `start` cannot be met."""
-    folder = config.folder
-    saved = checkpoint.committed(folder.checkpoints)
-    if start == "resume" and not saved:
-        raise ConfigError(
-            f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
-        )
-    if start == "fresh" or not saved:
-        return None
-    before = checkpoint.read_meta(saved[-1])["config"]
-    for key, old, new in differences(before, config.model_dump(mode="json")):
-        if key.startswith(FIXED):
-            raise ConfigError(
-                f"{saved[-1]} is a checkpoint of another training: {key} is {old} there and {new} here; "
-                "choose another output folder, or set the old one aside with --fresh"
-            )
-    return saved[-1]
-
-
-def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
-    """Make the run's folder ready for a training from `origin`; one rank calls it."""
-    folder = config.folder
-    if start == "fresh" and folder.path.exists():
-        number = 1
-        while (aside := folder.path.with_name(f"{folder.path.name}.old-{number}")).exists():
-            number += 1
-        folder.path.rename(aside)
-    checkpoint.remove_unfinished(folder.checkpoints)
-    cut_metrics(folder.metrics, checkpoint.read_progress(origin).step if origin is not None else 0)
-    folder.stop_file.unlink(missing_ok=True)
-    folder.summary.unlink(missing_ok=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    folder.describe_run(config, name)
-
-
 def training_loss(model: LanguageModel, tokens: Tensor, schedule: Schedule) -> Tensor:
     """Mean nats per target of samples [b, L + 1]."""
     loss = model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss
@@ -131,8 +94,8 @@ class Trainer:
         self,
         config: RunConfig,
         model: LanguageModel,
-        data: TokenDataset,
-        held_out: TokenDataset,
+        data: SampleSource,
+        held_out: dict[str, TokenDataset],
         origin: Path | None,
         device: torch.device,
     ) -> None:
@@ -271,21 +234,30 @@ class Trainer:
             self.monitor.record(position | values)
 
     def validate(self) -> None:
-        """Mean loss over the held-out samples, by the training forward, over all ranks."""
-        micro, limit = self.config.training.micro_batch, self.config.validation.samples
-        samples = min(limit or self.held_out.num_samples, self.held_out.num_samples)
+        """Mean loss over the held-out samples by the training forward, over all ranks, and that of every source."""
         with self.clock:
-            batches = validation_batches(self.held_out, micro, limit, self.rank, self.world)
-            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-            for _ in range(-(-samples // (micro * self.world))):
-                # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
-                batch = next(batches, None)
-                filler = torch.zeros(1, self.length + 1, dtype=torch.int64)
-                measured = self.engine.call(summed_loss, [filler if batch is None else batch])
-                if batch is not None:
-                    sums += torch.tensor(measured, dtype=torch.float64, device=self.device)
+            sums = torch.stack([self.held_out_sums(dataset) for dataset in self.held_out.values()])
             dist.all_reduce(sums)
-        self.record(kind="validation", loss=(sums[0] / sums[1]).item())
+        total, count = sums.sum(0).tolist()
+        each = {
+            f"loss/{name}": (s / n).item() for name, (s, n) in zip(self.held_out, sums, strict=True) if name
+        }
+        self.record(kind="validation", loss=total / count, **each)
+
+    def held_out_sums(self, dataset: TokenDataset) -> Tensor:
+        """This rank's share of a held-out corpus: [summed nats, tokens] in float64."""
+        micro, limit = self.config.training.micro_batch, self.config.validation.samples
+        samples = min(limit or dataset.num_samples, dataset.num_samples)
+        batches = validation_batches(dataset, micro, limit, self.rank, self.world)
+        filler = torch.zeros(1, self.length + 1, dtype=torch.int64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for _ in range(-(-samples // (micro * self.world))):
+            # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
+            batch = next(batches, None)
+            measured = self.engine.call(summed_loss, [filler if batch is None else batch])
+            if batch is not None:
+                sums += torch.tensor(measured, dtype=torch.float64, device=self.device)
+        return sums
 
     def save(self) -> None:
         """Write a checkpoint of this step and remove those that need not be kept."""

@@ -13,8 +13,9 @@ from latentpt.data.batches import BatchStream, TokenDataset
 from latentpt.run import load_model, read_metrics
 from latentpt.training import checkpoint, trainer
 from latentpt.training.engine import parameter_groups
+from latentpt.training.origin import find_origin
 from latentpt.training.schedule import learning_rate
-from latentpt.training.trainer import Trainer, build_model, compile_blocks, find_origin, train
+from latentpt.training.trainer import Trainer, build_model, compile_blocks, train
 
 
 def plain_losses(config):
@@ -159,6 +160,23 @@ def test_load_model_returns_the_trained_weights(text, tmp_path):
     assert not torch.equal(earlier.decoder.embedding.weight, model.decoder.embedding.weight)
     with pytest.raises(ConfigError, match="no checkpoint of step 5; the nearest is step 4"):
         load_model(tmp_path / "run", step=5)
+
+
+def test_a_mixture_is_read_and_every_held_out_source_has_its_loss(text, tmp_path):
+    pairs = {name: str(text / name) for name in ("train", "validation")}
+    sources = [{"path": path, "weight": 1 + 2 * (name == "train")} for name, path in pairs.items()]
+    data = {"train": sources, "validation": {"one": pairs["train"], "other": pairs["validation"]}}
+    config = tiny_run(tmp_path / "run", text, data=data, training={"steps": 2})
+    train(config)
+    line = read_metrics(config.folder.metrics)[-1]
+    assert line["loss"] == pytest.approx((line["loss/one"] + line["loss/other"]) / 2, abs=1e-6)
+    assert line["loss/one"] != line["loss/other"]
+
+
+def test_a_resume_says_what_has_changed(text, tmp_path, capsys):
+    train(tiny_run(tmp_path / "run", text, training={"stop_at": 1}))
+    train(tiny_run(tmp_path / "run", text, training={"stop_at": 2}, optimizer={"lr": 2e-2}))
+    assert "note: optimizer.lr was 0.01 and is 0.02 from here on" in capsys.readouterr().out
 
 
 def test_compiling_blocks_makes_graphs_for_slot_counts_but_not_for_pass_counts(text, tmp_path):
