@@ -53,27 +53,24 @@ def _map(path: Path) -> mmap.mmap | bytes:
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
 
 
-class Shard:
-    """A .bin/.idx pair, memory-mapped and checked.
+class Index:
+    """An .idx file, memory-mapped and checked by itself.
 
     Attributes:
-        tokens: every id of the shard, [num_tokens], in the dtype of the file, mapped.
+        dtype: type of the ids in the .bin.
+        num_sequences, num_tokens: what the .bin must hold.
         lengths: sequence lengths in tokens, int32 [num_sequences], mapped.
         document_index: first sequence of every document and the end, int64 [num_documents + 1], mapped.
 
-    Raises DataError, naming the file and the reason, for a pair that is missing, damaged or of another format.
+    Raises DataError, naming the file and the reason, for a file that is missing, damaged or of another format.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open `path`, given as NAME, NAME.bin or NAME.idx."""
-        self.prefix = shard_prefix(path)
-        self.bin_path, self.idx_path = bin_and_idx(self.prefix)
-        for file in (self.bin_path, self.idx_path):
-            if not file.is_file():
-                raise DataError(
-                    f"{file}: there is no such file; a shard is a .bin and an .idx of the same name"
-                )
-        index = _map(self.idx_path)
+    def __init__(self, path: Path) -> None:
+        """Read the .idx file `path`."""
+        self.idx_path = path
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file; a shard is a .bin and an .idx of the same name")
+        index = _map(path)
         self.dtype, self.num_sequences, entries = self._read_header(index)
         n, m = self.num_sequences, entries
         self.lengths = np.frombuffer(index, "<i4", n, HEADER.size)
@@ -81,13 +78,6 @@ class Shard:
         self.document_index = np.frombuffer(index, "<i8", m, HEADER.size + 12 * n)
         self.num_tokens = self._check_sequences(offsets)
         self._check_documents()
-        bin_size = self.bin_path.stat().st_size
-        if bin_size != self.num_tokens * self.dtype.itemsize:
-            raise DataError(
-                f"{self.bin_path}: is {bin_size} bytes long, but {self.idx_path.name} describes {self.num_tokens} tokens "
-                f"of {self.dtype} = {self.num_tokens * self.dtype.itemsize} bytes; the file is damaged or truncated"
-            )
-        self.tokens = np.frombuffer(_map(self.bin_path), self.dtype.newbyteorder("<"), self.num_tokens)
 
     def _refuse(self, reason: str) -> DataError:
         return DataError(f"{self.idx_path}: {reason}")
@@ -142,6 +132,15 @@ class Shard:
         elif any((np.diff(index[span.start : span.stop + 1]) < 0).any() for span in _spans(index.size)):
             raise self._refuse("its document index is not in ascending order")
 
+    def check_bin_size(self, path: Path, size: int) -> None:
+        """Raise DataError unless `size` bytes, of `path`, are what the index describes."""
+        expected = self.num_tokens * self.dtype.itemsize
+        if size != expected:
+            raise DataError(
+                f"{path}: is {size} bytes long, but {self.idx_path.name} describes {self.num_tokens} tokens "
+                f"of {self.dtype} = {expected} bytes; the file is damaged or truncated"
+            )
+
     @property
     def num_documents(self) -> int:
         """Documents in the shard."""
@@ -158,6 +157,28 @@ class Shard:
             for end in ends.tolist():
                 yield start, end
                 start = end
+
+
+class Shard(Index):
+    """A .bin/.idx pair, memory-mapped and checked.
+
+    Attributes:
+        tokens: every id of the shard, [num_tokens], in the dtype of the file, mapped.
+
+    Raises DataError as Index does, and for a .bin of another size than the .idx describes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open `path`, given as NAME, NAME.bin or NAME.idx."""
+        self.prefix = shard_prefix(path)
+        self.bin_path, idx_path = bin_and_idx(self.prefix)
+        if not self.bin_path.is_file():
+            raise DataError(
+                f"{self.bin_path}: there is no such file; a shard is a .bin and an .idx of the same name"
+            )
+        super().__init__(idx_path)
+        self.check_bin_size(self.bin_path, self.bin_path.stat().st_size)
+        self.tokens = np.frombuffer(_map(self.bin_path), self.dtype.newbyteorder("<"), self.num_tokens)
 
     def documents(self) -> Iterator[NDArray]:
         """Every document's tokens in order, each a view of the mapped file."""

@@ -1,0 +1,205 @@
+"""convert: token files of Megatron, Pythia, Hugging Face, nanoGPT and Parquet into each other, streaming."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.arguments import amount
+from data_prep.encoding import end_of_document
+from data_prep.token_sinks import ListSink, RawSink, ShardSink, Sink
+from data_prep.token_sources import Layout, Piece, TokenFile, find_token_files
+from latentpt.data.errors import DataError
+from latentpt.data.indexed import Index, token_dtype
+from latentpt.data.manifest import FILE_NAME, Counts, Manifest, TokenizerRecord, read_manifest
+from latentpt.data.tokenizer import Tokenizer, load_tokenizer
+
+TARGETS = ("shards", "arrow", "parquet", "raw")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is known of the ids."""
+
+    size: int | None
+    """Ids are below it; None when nobody says."""
+    eod_id: int | None
+    tokenizer: Tokenizer | None
+
+    @property
+    def record(self) -> dict[str, str | int | None]:
+        """The part of a manifest's tokenizer record that is known before the ids were seen."""
+        file = f"tokenizer{self.tokenizer.path.suffix}" if self.tokenizer else None
+        return {
+            "file": file,
+            "sha256": self.tokenizer.sha256 if self.tokenizer else None,
+            "eod_id": self.eod_id,
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        help=".idx/.bin pairs (parts of one .bin are joined), shard folders, dataset folders, .arrow, .parquet, raw .bin",
+    )
+    parser.add_argument("--to", choices=TARGETS, default="shards", help="what to write (default: shards)")
+    parser.add_argument("--output", required=True, help="folder to write, or the file for --to raw")
+    parser.add_argument("--name", help="first part of the shards' names (default: the output folder's name)")
+    parser.add_argument(
+        "--tokenizer", help="tokenizer that made the ids; copied to the shards (default: the input's own)"
+    )
+    parser.add_argument("--vocab-size", type=amount, help="ids are below it (default: the tokenizer's)")
+    parser.add_argument("--eod-id", type=int, help="id that ends documents (default: the tokenizer's)")
+    parser.add_argument("--bos-id", type=int, help="for raw input: id that starts documents, as in llama2.c")
+    parser.add_argument("--column", default="input_ids", help="column of token lists (default: input_ids)")
+    parser.add_argument(
+        "--raw-dtype",
+        choices=["uint16", "int32", "uint32", "int64"],
+        default="uint16",
+        help="type of the ids in raw input (default: uint16)",
+    )
+    parser.add_argument(
+        "--dtype", choices=["uint16", "int32"], help="type to write (default: by the vocabulary)"
+    )
+    parser.add_argument(
+        "--shard-tokens", type=amount, default="500M", help="tokens of an output file, about (default: 500M)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    files = find_token_files(arguments.input)
+    vocabulary = find_vocabulary(files, arguments.tokenizer, arguments.vocab_size, arguments.eod_id)
+    splits_at_eod = arguments.bos_id is None
+    layout = Layout(
+        arguments.column, arguments.raw_dtype, vocabulary.eod_id if splits_at_eod else None, arguments.bos_id
+    )
+    dtype = np.dtype(arguments.dtype) if arguments.dtype else choose_dtype(files, vocabulary, layout)
+    counts = convert(
+        files,
+        layout,
+        vocabulary,
+        Path(arguments.output),
+        arguments.to,
+        arguments.name,
+        dtype,
+        arguments.shard_tokens,
+    )
+    print(f"{arguments.output}: {counts.documents:,} documents, {counts.tokens:,} tokens")
+
+
+def find_vocabulary(
+    files: Sequence[TokenFile], tokenizer: str | None, size: int | None, eod_id: int | None
+) -> Vocabulary:
+    """What the command line or, failing that, the input's manifest says of the ids."""
+    folder = (files[0].index or files[0].paths[0]).parent
+    manifest = read_manifest(folder).tokenizer if (folder / FILE_NAME).is_file() else None
+    if tokenizer is None and manifest and manifest.file:
+        tokenizer = str(folder / manifest.file)
+    loaded = load_tokenizer(tokenizer) if tokenizer else None
+    if eod_id is None and manifest:
+        eod_id = manifest.eod_id
+    if eod_id is None and loaded:
+        eod_id = end_of_document(loaded, None)
+    if size is None:
+        size = loaded.vocab_size if loaded else manifest.vocab_size if manifest else None
+    return Vocabulary(size, eod_id, loaded)
+
+
+def choose_dtype(files: Sequence[TokenFile], vocabulary: Vocabulary, layout: Layout) -> np.dtype:
+    """uint16 or int32: by the vocabulary, else uint16 for inputs that are uint16 themselves."""
+    if vocabulary.size is not None:
+        return token_dtype(vocabulary.size)
+    wide = (
+        Index(file.index).dtype.itemsize > 2
+        if file.index
+        else file.kind != "raw" or layout.raw_dtype != "uint16"
+        for file in files
+    )
+    return np.dtype(np.int32) if any(wide) else np.dtype(np.uint16)
+
+
+def convert(
+    files: Sequence[TokenFile],
+    layout: Layout,
+    vocabulary: Vocabulary,
+    output: Path,
+    target: str,
+    name: str | None,
+    dtype: np.dtype,
+    shard_tokens: int,
+) -> Counts:
+    """Write the ids of `files` to `output` as `target`; return what was written.
+
+    Everything is written beside `output` and renamed when it is complete. Raises DataError for ids outside the
+    vocabulary or the dtype, for damaged input and when `output` exists already.
+    """
+    if output.exists():
+        raise DataError(f"{output}: exists already; name another output or delete it")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if target == "shards":
+            sink: Sink = ShardSink(partial, name or output.resolve().name, dtype, shard_tokens)
+        elif target == "raw":
+            sink = RawSink(partial / "raw.bin", dtype)
+        else:
+            sink = ListSink(partial, target, layout.column, dtype, shard_tokens)
+        documents = tokens = 0
+        largest = -1
+        for ids, ends in _all_pieces(files, layout, vocabulary.size):
+            sink.write(ids, ends)
+            documents, tokens = documents + ends, tokens + len(ids)
+            largest = max(largest, int(ids.max())) if len(ids) else largest
+        if not tokens:
+            raise DataError(f"{files[0].paths[0]}: the input holds no token")
+        counts = Counts(documents=documents, tokens=tokens)
+        shards = sink.close()
+        if target == "shards":
+            record = TokenizerRecord.model_validate(
+                {**vocabulary.record, "vocab_size": vocabulary.size or largest + 1}
+            )
+            if vocabulary.tokenizer and record.file:
+                shutil.copyfile(vocabulary.tokenizer.path, partial / record.file)
+            Manifest(
+                tokenizer=record,
+                dtype=dtype.name,
+                counts=counts,
+                shards=shards,
+                records_in=documents,
+                inputs=[
+                    {"file": str(path), "bytes": path.stat().st_size} for file in files for path in file.paths
+                ],
+                options={"converted_from": sorted({file.kind for file in files})},
+            ).write(partial)
+        if target == "raw":
+            (partial / "raw.bin").replace(output)
+        else:
+            partial.replace(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return counts
+
+
+def _all_pieces(files: Sequence[TokenFile], layout: Layout, vocab_size: int | None) -> Iterator[Piece]:
+    """Pieces of all files, checked against the vocabulary, with a progress bar."""
+    bar = tqdm(files, unit="file", disable=not sys.stderr.isatty())
+    for file in bar:
+        for ids, ends in file.pieces(layout):
+            if len(ids) and (int(ids.min()) < 0 or (vocab_size is not None and int(ids.max()) >= vocab_size)):
+                worst = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+                raise DataError(
+                    f"{file.paths[0]}: holds the id {worst}, outside the vocabulary of {vocab_size}"
+                )
+            yield ids, ends
