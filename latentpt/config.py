@@ -182,6 +182,14 @@ def _sentence(kind: type[Section], error: ValidationError, origins: Origins) -> 
     origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), "")
     dotted = ".".join(path)
     where = f"{origin}: " if origin else ""
+    if problem["type"] == "extra_forbidden" and len(path) < len(problem["loc"]):  # in a list of sections
+        key, field = str(problem["loc"][-1]), _field(kind, path)
+        known = [
+            name
+            for section in _sections_in(field.annotation if field else None)
+            for name in section.model_fields
+        ]
+        return f"{where}unknown key {key} in {dotted}; did you mean {nearest(key, known)}?"
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {dotted}{_suggest_key(kind, path)}"
     if problem["type"] == "missing" and len(path) == len(problem["loc"]):
@@ -218,6 +226,13 @@ def _field(kind: type[Section], path: tuple[str, ...]) -> FieldInfo | None:
 def _subsection(field: FieldInfo | None) -> type[Section] | None:
     annotation = field.annotation if field is not None else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for member in get_args(annotation):
+        yield from _sections_in(member)
 
 
 def _documentation(kind: type[Section], path: tuple[str, ...]) -> str:

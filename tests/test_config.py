@@ -82,6 +82,7 @@ def test_a_malformed_override_is_refused(override):
         ("optimizer.betas=[1]", "optimizer.betas must be [a number, a number]"),
         ("optimizer=3", "optimizer must be a section of lr, betas"),
         ("schedule.kind=cosin", "schedule.kind must be one of cosine, wsd, constant, got 'cosin'; did you mean cosine?"),
+        ("data.train=[{path: a, wieght: 1}]", "unknown key wieght in data.train; did you mean weight?"),
         ("zero.stage=5", "zero.stage must be one of 0, 1, 2, 3, got 5"),
         ("model.hidden_size=500", "model.num_heads = 8 does not divide model.hidden_size = 500; the nearest value that does is 10"),
         ("thoughts.num_thoughts=1", "thoughts.num_thoughts = 1 with thoughts.method = vanilla"),
