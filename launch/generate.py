@@ -12,16 +12,13 @@ from latentpt.data.errors import DataError
 
 def arguments() -> argparse.Namespace:
     """The command line."""
+    from latentpt.hub.source import add_device_argument, add_source_arguments
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of a run")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of that step (default: the latest)")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.json, .model or shard folder (default: that of the run's data)",
-    )
+    add_source_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; several are decoded as one batch"
     )
@@ -43,27 +40,18 @@ def arguments() -> argparse.Namespace:
         help="sample among the fewest tokens whose probability reaches P in (0, 1] (default 1)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers (default 0)")
-    parser.add_argument(
-        "--device", default=None, metavar="NAME", help="cpu or cuda (default: cuda if there is one)"
-    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
     try:
-        import torch
-
         from latentpt.generation.sampling import Sampling
-        from latentpt.generation.text import Writer, find_tokenizer
-        from latentpt.run import load_model
+        from latentpt.generation.text import Writer
+        from latentpt.hub.source import open_source
 
-        model, config = load_model(args.run, args.step)
-        trained_on = config.data.train if isinstance(config.data.train, list) else [config.data.train]
-        places = [args.tokenizer] if args.tokenizer else [args.run, *trained_on, config.data.validation]
-        tokenizer = find_tokenizer(places, model)
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        writer = Writer(model.to(device), tokenizer)
+        source = open_source(args)
+        writer = Writer(source.model, source.tokenizer())
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         prompts = args.prompt or [""]
         if len(prompts) == 1:

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
+import pytest
 import tokenizers
 from safetensors.torch import save_file
 
@@ -13,6 +15,15 @@ from latentpt.run import RunConfig
 
 BYTES_VOCAB = 257
 LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+def shared(*names):
+    """A path in the folder of shared data (LATENTPT_SHARED, or shared/ beside the checkout); skips without it."""
+    folder = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[2] / "shared"))
+    path = folder.joinpath("data", *names)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(names)} of the shared data is not at hand")
+    return path
 
 
 def write_tokenizer(folder):

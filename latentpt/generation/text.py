@@ -13,20 +13,20 @@ from latentpt.generation.sampling import Sampling
 from latentpt.thoughts.model import LanguageModel
 
 
-def find_tokenizer(folders: Sequence[str | Path], model: LanguageModel) -> Tokenizer:
-    """The tokenizer in the first of the folders (or files) that has one.
+def find_tokenizer(places: Sequence[str | Path], model: LanguageModel) -> Tokenizer:
+    """The tokenizer in the first of the folders or files that has one.
 
     Raises DataError when none has one, ConfigError when its ids do not fit the model's vocabulary.
     """
     tokenizer, reasons = None, []
-    for folder in folders:
+    for place in places:
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(place)
             break
         except DataError as error:
             reasons.append(str(error))
     if tokenizer is None:
-        raise DataError("no tokenizer is at hand: " + "; ".join(reasons))
+        raise DataError("no tokenizer is at hand; name one with --tokenizer (" + "; ".join(reasons) + ")")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"{tokenizer.path}: has {tokenizer.vocab_size} ids, but the model's vocabulary has "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ _BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|attention\.bias|attention\.masked_bias|attn\.bias|attn\.masked_bias)$"
 )
 _OURS = "latentpt"
+# transformers 5 holds GPT-NeoX's head under another name in memory than in files.
+_IN_MEMORY = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 
 
 def from_hf(
@@ -36,11 +38,13 @@ def from_hf(
     has the dtype of the state dict's embedding; parameters that only the method has (the tables of
     sequential_hidden_decoding) are fresh, a function of seed 0, where the state dict lacks them.
     """
-    kind = config.get("model_type", "")
+    kind = str(config.get("model_type", ""))
     if kind not in LAYOUTS:
         raise ConfigError(
             f"model_type = {kind} is not supported; the nearest supported one is {nearest(kind, LAYOUTS)}"
         )
+    names = _IN_MEMORY.get(kind, {})
+    state_dict = {names.get(name, name): tensor for name, tensor in state_dict.items()}
     size, thinking = _configs(LAYOUTS[kind], kind, config, thoughts or {})
     rules = LAYOUTS[kind].rules(size)
     with torch.device("meta"):
@@ -113,11 +117,17 @@ def _configs(
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {message}" if where else message) from None
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the {kind} configuration holds a value of another kind than expected ({error})"
+        ) from None
 
 
 def _thoughts(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The thoughts' fields: given ones before written ones before defaults."""
-    written = dict(config.get(_OURS) or published_thoughts(config) or {})
+    written = config.get(_OURS) or published_thoughts(config) or {}
+    if not isinstance(written, Mapping):
+        raise ConfigError(f"the configuration's {_OURS} entry must be an object, not {written!r}")
     if given.get("method", written.get("method")) != written.get("method"):
         written = {}  # another method: its solver and scale are not this one's
     fields = {**written, **given}
@@ -128,26 +138,35 @@ def _thoughts(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return fields
 
 
+def check_tensors(
+    shapes: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Tensor], optional: Container[str] = ()
+) -> None:
+    """Raise ConfigError naming the first tensor that is missing, unknown, misshapen or holds no real numbers."""
+    for name, wanted in shapes.items():
+        if name not in state_dict:
+            if name not in optional:
+                raise ConfigError(f"tensor {name} is missing")
+            continue
+        tensor = state_dict[name]
+        if tuple(tensor.shape) != wanted:
+            raise ConfigError(
+                f"tensor {name} has shape {tuple(tensor.shape)}, the configuration asks for {wanted}"
+            )
+        if not tensor.is_floating_point():
+            raise ConfigError(f"tensor {name} has dtype {tensor.dtype}, which holds no weights")
+    for name in state_dict:
+        if name not in shapes and not _BUFFERS.search(name):
+            raise ConfigError(f"tensor {name} is unknown; the nearest known one is {nearest(name, shapes)}")
+
+
 def _check(model: LanguageModel, rules: list[Rule], state_dict: Mapping[str, Tensor]) -> None:
-    """Raise ConfigError naming the first tensor that is missing, superfluous, misshapen or no floating-point tensor."""
+    """check_tensors for a model's parameters under their Hugging Face names."""
     own = {f"{_OURS}.{name}": tuple(p.shape) for name, p in model.method.named_parameters()}
     parameters = dict(model.decoder.named_parameters(remove_duplicate=False))
-    shapes = dict(own)
+    shapes, optional = dict(own), set(own)
     for rule in rules:
-        if rule.ours not in _tied(model.config):
-            missing = next((name for name in rule.theirs if name not in state_dict), None)
-            if missing is not None:
-                raise ConfigError(f"tensor {missing} is missing")
         parts = rule.to_theirs(parameters[rule.ours])
         shapes.update({name: tuple(part.shape) for name, part in zip(rule.theirs, parts, strict=True)})
-    for name, tensor in state_dict.items():
-        if name not in shapes:
-            if not _BUFFERS.search(name):
-                raise ConfigError(
-                    f"tensor {name} is unknown; the nearest known one is {nearest(name, shapes)}"
-                )
-        elif tuple(tensor.shape) != shapes[name]:
-            found, wanted = tuple(tensor.shape), shapes[name]
-            raise ConfigError(f"tensor {name} has shape {found}, the configuration asks for {wanted}")
-        elif not tensor.is_floating_point():
-            raise ConfigError(f"tensor {name} has dtype {tensor.dtype}, which holds no weights")
+        if rule.ours in _tied(model.config):
+            optional.update(rule.theirs)
+    check_tensors(shapes, state_dict, optional)

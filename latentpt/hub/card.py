@@ -1,0 +1,77 @@
+"""The model card of an export: what the model is, how to load it, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latentpt.thoughts.model import LanguageModel
+
+_THINKING = {
+    "vanilla": "It is a plain decoder: no latent thoughts.",
+    "latent": "After every token it thinks {n} latent {word}: the last hidden state is fed back as the next input.",
+    "latent_mixture": "After every token it thinks {n} latent {word}: the expected embedding of its own prediction is fed back.",
+    "pause": "Every token is followed by {n} pause {slots}, in which it computes before it predicts.",
+    "loop": "Its blocks run {passes} times over every position.",
+    "ponder": "It adds the expected embedding of its own prediction to the input and runs again, {n} {times}.",
+    "ponder_hidden": "It adds its last hidden state to the input and runs again, {n} {times}.",
+    "sequential_hidden_decoding": "Every token fills {n} further {slots} from embedding tables of their own.",
+}
+
+
+def model_card(name: str, model: LanguageModel, loader: str, figures: Mapping[str, str]) -> str:
+    """Markdown for README.md; `loader` is the class that transformers loads, `figures` are lines of the table."""
+    n, size = model.method.slots - 1, model.config
+    words = {"n": n, "passes": n + 1, "word": "thought" if n == 1 else "thoughts"}
+    words |= {"slots": "slot" if n == 1 else "slots", "times": "time" if n == 1 else "times"}
+    thinking = _THINKING[model.thoughts.method if n else "vanilla"].format(**words)
+    own = loader == "LatentptForCausalLM"
+    trust = ", trust_remote_code=True" if own else ""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    note = (
+        "\nThe folder brings its own modeling file, which needs only torch and transformers (4.57 or later); read it "
+        "before you trust it.\nLogits and generation follow the exact recurrence, one latent after another.\n"
+        if own
+        else ""
+    )
+    table = "\n".join(f"| {key} | {value} |" for key, value in figures.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- latentpt
+---
+# {name}
+
+A language model of {parameters:,} parameters in the {size.family} family ({size.num_layers} layers, width
+{size.hidden_size}), trained with latentpt. {thinking}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{name}"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder{trust})
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
+```
+{note}
+| | |
+|---|---|
+{table}
+"""
+
+
+def run_figures(summary: Mapping[str, float], evaluations: Mapping[str, str]) -> dict[str, str]:
+    """Lines of the table from a run's summary and from later evaluations of it."""
+    known = {
+        "tokens": ("training tokens", "{:,.0f}"),
+        "training_flops": ("training FLOPs", "{:.3g}"),
+        "validation_loss": ("validation loss, nats a token", "{:.4f}"),
+        "exact_loss": ("validation loss of exact decoding", "{:.4f}"),
+    }
+    figures = {
+        label: form.format(summary[key])
+        for key, (label, form) in known.items()
+        if summary.get(key) is not None
+    }
+    return {**figures, **evaluations}

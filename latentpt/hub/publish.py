@@ -1,0 +1,48 @@
+"""The export command: a run or a model, with its tokenizer and its figures, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from latentpt.data.errors import DataError
+from latentpt.hub.card import model_card, run_figures
+from latentpt.hub.folders import export_folder, loading_class
+from latentpt.hub.source import Source, open_source
+
+
+def publish(arguments: argparse.Namespace) -> str:
+    """Do what launch/export.py was asked to; returns a sentence that says how to load the folder."""
+    source = open_source(arguments)
+    try:
+        tokenizer = source.tokenizer()
+    except DataError:
+        if arguments.tokenizer is not None:
+            raise
+        tokenizer = None
+    output = Path(arguments.output)
+    title = arguments.name or output.resolve().name
+    loader = loading_class(source.model)
+    card = model_card(title, source.model, loader, _figures(source, arguments))
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    export_folder(source.model, output, tokenizer, card, dtype)
+    without = "" if tokenizer is not None else " (without a tokenizer: none was at hand)"
+    trust = ", trust_remote_code=True" if loader == "LatentptForCausalLM" else ""
+    return f'wrote {output}{without}; load it with AutoModelForCausalLM.from_pretrained("{output}"{trust})'
+
+
+def _figures(source: Source, arguments: argparse.Namespace) -> dict[str, str]:
+    """What the run knows about itself, if it is a run that was trained to its end."""
+    if source.run is None:
+        return {"imported from": source.name}
+    folder = Path(arguments.run)
+    figures = {"run": source.name}
+    summary = folder / "summary.json"
+    if arguments.step is None and summary.is_file():
+        figures |= run_figures(json.loads(summary.read_text(encoding="utf-8")), {})
+    elif arguments.step is not None:
+        figures["step"] = f"{arguments.step:,}"
+    return figures
