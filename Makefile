@@ -2,13 +2,12 @@
 #
 # Variables: VENV (folder of the environment), PYTHON (interpreter it is made from), TORCH and TRITON (what pip
 # installs first; a machine with CUDA takes the same TORCH and gets the build that its package index offers),
-# WORKERS (test processes), DEMO (folder of the demo's data, runs and report).
+# WORKERS (test processes).
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
 WORKERS ?= 2
-DEMO ?= demo
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -49,3 +48,27 @@ types: install
 	$(VENV)/bin/mypy
 
 check: lint types test
+
+# From nothing to a report: a corpus every Python has, a tokenizer, shards, three arms at equal tokens, one page.
+# Interrupted, it goes on where it stopped; clean-demo starts over.
+COMPARE = $(PY) launch/compare.py
+ARMS = --config configs/comparisons/demo.yaml
+
+demo: install demo/data/train/manifest.json demo/data/validation/manifest.json
+	$(COMPARE) plan $(ARMS)
+	$(COMPARE) run $(ARMS)
+	$(COMPARE) report $(ARMS)
+
+demo/corpus/train.jsonl.zst: | install
+	$(PY) -m data_prep sample --output demo/corpus
+
+demo/corpus/validation.jsonl.zst: demo/corpus/train.jsonl.zst ;
+
+demo/tokenizer.json: demo/corpus/train.jsonl.zst
+	$(PY) -m data_prep train_tokenizer --input $< --output $@ --vocab-size 2048
+
+demo/data/%/manifest.json: demo/corpus/%.jsonl.zst demo/tokenizer.json
+	$(PY) -m data_prep tokenize --input $< --tokenizer demo/tokenizer.json --output $(@D) --workers 2
+
+clean-demo:
+	rm -rf demo
