@@ -66,6 +66,17 @@ def add_read_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say who does the work."""
+    parser.add_argument("--workers", type=int, default=1, help="processes that do the work (default: 1)")
+    parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="local processes, or the tasks of a Ray cluster that shares the file system (default: local)",
+    )
+
+
 def read_options(arguments: argparse.Namespace) -> ReadOptions:
     """What `add_read_arguments` read."""
     return ReadOptions(arguments.text_field, arguments.source_field, arguments.separator)

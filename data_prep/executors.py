@@ -1,4 +1,4 @@
-"""Who encodes: this process, or worker processes; chunks come back in the order in which they were read."""
+"""Who does the work: this process, worker processes or a Ray cluster. Results come back in the order of the work."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
 
 from data_prep.encoding import Chunk, Encoded, EncodeOptions, Encoder
 from latentpt.data.errors import DataError
 
 _AHEAD = 3  # chunks read ahead for every worker: enough to keep it busy, little enough to bound the memory
+
+_KILLED = "a worker process was killed, most likely for want of memory; start the same command again with fewer --workers"
 
 Work = tuple[Chunk, dict[str, int]]
 """A chunk and the records of its unit that are already in finished shards."""
@@ -45,18 +49,75 @@ def _in_processes(work: Iterable[Work], options: EncodeOptions, workers: int) ->
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise DataError(
-            "a worker process was killed, most likely for want of memory; start the same command again with fewer --workers"
-        ) from None
+        raise DataError(_KILLED) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start(options: EncodeOptions) -> None:
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_units(
+    function: Callable[[Item], Result], units: Sequence[Item], executor: str, workers: int
+) -> list[Result]:
+    """`function` of every unit, in order: here for one worker, in processes for more, or as tasks on Ray."""
+    return list(results_of_units(function, units, executor, workers))
+
+
+def results_of_units(
+    function: Callable[[Item], Result], units: Sequence[Item], executor: str, workers: int
+) -> Iterator[Result]:
+    """As `map_units`, one result after another."""
+    if executor == "ray":
+        return _on_ray(function, units)
+    if workers == 1 or len(units) == 1:
+        return map(function, units)
+    return _mapped(function, units, workers)
+
+
+def _mapped(function: Callable[[Item], Result], units: Sequence[Item], workers: int) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(units)), context, initializer=_start)
+    try:
+        yield from pool.map(function, units)
+    except BrokenProcessPool:
+        raise DataError(_KILLED) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(function: Callable[[Item], Result], units: Sequence[Item]) -> Iterator[Result]:
+    """Every unit as a task; Ray does the units of a lost node again on another, as often as it must."""
+    try:
+        import ray
+    except ImportError:
+        raise DataError("--executor ray needs the package ray; install latentpt[ray]") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a running cluster
+    task = ray.remote(max_retries=-1)(_in_folder)
+    folder = str(Path.cwd())
+    references = [task.remote(folder, function, unit) for unit in units]
+    for reference in references:
+        try:
+            yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def _in_folder(folder: str, function: Callable[[Item], Result], unit: Item) -> Result:
+    """Run in the folder of the command, so that relative paths mean the same."""
+    os.chdir(folder)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return function(unit)
+
+
+def _start(options: EncodeOptions | None = None) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C and stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(options)
+    if options is not None:
+        _encoder = Encoder(options)
 
 
 def _end_with_parent() -> None:

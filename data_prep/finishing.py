@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.job import Job
+from data_prep.places import join_reports, lines_before
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import bin_and_idx, token_dtype
 from latentpt.data.manifest import Counts, Manifest, TokenizerRecord, write_json
@@ -26,7 +27,7 @@ def check_share_of_bad(bad: int, records: int, job: Job) -> None:
     if records and bad / records > job.max_bad:
         raise DataError(
             f"{bad} of {records} records are bad ({bad / records:.3%}), more than --max-bad {job.max_bad:.3%}; "
-            f"see {QUARANTINE} in the folders of {job.work}"
+            f"see {QUARANTINE} in {job.folder} or in the folders of {job.work}"
         )
 
 
@@ -59,7 +60,7 @@ def _assemble(job: Job, units: list[dict[str, Any]], tokenizer: Tokenizer, eod_i
             shards[route] += [
                 (job.unit_folder(unit) / route / f"{i:05d}", entry) for i, entry in enumerate(entries)
             ]
-    _gather_quarantine(job, quarantined)
+    _gather_quarantine(job, units, quarantined)
     check_share_of_bad(quarantined.total(), records, job)
     documents = sum(entry["info"]["documents"] for entries in shards.values() for _, entry in entries)
     if documents + quarantined.total() != records:
@@ -90,13 +91,16 @@ def _assemble(job: Job, units: list[dict[str, Any]], tokenizer: Tokenizer, eod_i
         write_json(job.folder / job.finished_mark.name, {"folders": folders, "options": job.options()})
 
 
-def _gather_quarantine(job: Job, quarantined: Counter[str]) -> None:
+def _gather_quarantine(job: Job, units: list[dict[str, Any]], quarantined: Counter[str]) -> None:
     if not quarantined:
         return
     side = job.folder / (QUARANTINE + ".tmp")
     with side.open("wb") as file:
-        for unit in job.units:
-            file.write((job.unit_folder(unit) / QUARANTINE).read_bytes())
+        ranges = (
+            (entry["file"], entry["start"], entry["lines"]) for unit in units for entry in unit["inputs"]
+        )
+        parts = (job.unit_folder(unit) / QUARANTINE for unit in job.units)
+        join_reports(parts, file, lines_before(ranges))
     side.replace(job.folder / QUARANTINE)
 
 

@@ -53,19 +53,20 @@ class ReadOptions:
 
 
 class HashedReads:
-    """Reads a file object and keeps the sha256 and the number of the bytes read."""
+    """Reads a file object and keeps sha256, number and line ends of the bytes read."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Read `file` from where it stands."""
         self._file = file
         self.sha256 = hashlib.sha256()
-        self.position = 0
+        self.position = self.lines = 0
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end."""
         data = self._file.read(size)
         self.sha256.update(data)
         self.position += len(data)
+        self.lines += data.count(b"\n")
         return data
 
 
@@ -304,7 +305,7 @@ class PieceReader:
     Attributes:
         position: bytes of the file read so far, for progress.
         sha256: hash of the piece's bytes, once it was read to the end.
-        first_line: lines before the piece in its file, for ranges.
+        lines: lines in the piece, once it was read to the end; 0 for pieces that are whole files.
     """
 
     def __init__(self, piece: Piece, options: ReadOptions, spool: Path) -> None:
@@ -312,6 +313,7 @@ class PieceReader:
         self.piece, self._options, self._spool = piece, options, _Spool(spool)
         self.position = 0
         self.sha256 = ""
+        self.lines = 0
         self.bytes = piece.end - piece.start
 
     def __iter__(self) -> Iterator[Record]:
@@ -337,6 +339,7 @@ class PieceReader:
                 if record.damage or not isinstance(record.raw, bytes) or record.raw.strip():
                     yield record
             self.sha256, self.bytes = reads.sha256.hexdigest(), reads.position
+            self.lines = reads.lines if self.piece.is_range else 0
 
     def _records(self, blocks: Iterator[bytes]) -> Iterator[Record]:
         if self.piece.format == "jsonl":
@@ -345,12 +348,3 @@ class PieceReader:
             return _json_file(blocks, self._spool)
         separator = self._options.separator
         return _separated(blocks, separator.encode() if separator else None, self._spool)
-
-    def lines_before(self) -> int:
-        """Lines of the file before this piece; reads that part of the file, so ask only when it matters."""
-        if self.piece.start == 0:
-            return 0
-        with open_input(self.piece.file) as file:
-            end = line_start(file, self.piece.start)
-            file.seek(0)
-            return sum(block.count(b"\n") for block in _plain(file.read, end))

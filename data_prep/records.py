@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.inputs import Format
+from data_prep.inputs import Format, Piece
 from data_prep.reading import ReadOptions, Record
 
 _BLOCK = 1 << 20
@@ -77,6 +77,19 @@ def bad(record: Record, error: BadRecordError) -> Bad:
     else:
         raw = (record.raw or b"")[:_RAW_KEPT]
     return Bad(record.line, error.kind, str(error), raw)
+
+
+def quarantine_entry(piece: Piece, bad: Bad) -> dict[str, Any]:
+    """A bad record as the quarantine file keeps it, its line still counted from the piece's `start`."""
+    return {
+        "file": piece.file,
+        "start": piece.start,
+        "line": bad.line,
+        "kind": bad.kind,
+        "reason": bad.reason,
+        # Bytes that are not UTF-8 become lone surrogates, which JSON escapes: nothing is lost.
+        "raw": bad.raw.decode("utf-8", "surrogateescape"),
+    }
 
 
 def _decoded(raw: bytes) -> str:

@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import sysconfig
+import warnings
 import zipfile
 from collections.abc import Iterator
 from importlib import machinery, util
@@ -135,7 +136,8 @@ def _docstrings() -> Iterator[Entry]:
         ):
             continue
         try:
-            module = importlib.import_module(name)
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                module = importlib.import_module(name)
         except ImportError:
             continue
         yield "Python Docstrings", name, "\n\n".join(_documentation(name, module))

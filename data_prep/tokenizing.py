@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from data_prep.arguments import add_read_arguments, amount, read_options, share, task
+from data_prep.arguments import add_executor_arguments, add_read_arguments, amount, read_options, share, task
 from data_prep.encoding import EncodeOptions, end_of_document
-from data_prep.executors import Work, encode
+from data_prep.executors import Work, encode, results_of_units
 from data_prep.finishing import check_share_of_bad, finish
 from data_prep.inputs import Unit, find_inputs, plan_units
 from data_prep.job import Job
@@ -18,6 +20,7 @@ from data_prep.progress import Progress
 from data_prep.units import UnitWriter, finished_records, unit_chunks
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import token_dtype
+from latentpt.data.manifest import Counts
 from latentpt.data.tokenizer import load_tokenizer
 
 _JUDGED_FROM = 10_000  # records after which the share of bad ones means something
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eod", help="text of the end-of-document token (default: the tokenizer's own)")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--name", help="first part of the shards' names (default: the output folder's name)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize (default: 1)")
+    add_executor_arguments(parser)
     parser.add_argument(
         "--shard-tokens", type=amount, default="500M", help="most tokens of a shard (default: 500M)"
     )
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _describe(job)
     else:
-        tokenize(job, arguments.workers, arguments.task)
+        tokenize(job, arguments.workers, arguments.task, arguments.executor)
 
 
 def make_job(arguments: argparse.Namespace) -> Job:
@@ -104,8 +107,12 @@ def _describe(job: Job) -> None:
     print(f"would write shards of at most {job.shard_tokens:,} tokens named {job.name}-* to {job.folder}")
 
 
-def tokenize(job: Job, workers: int = 1, part: tuple[int, int] = (0, 1)) -> None:
+def tokenize(
+    job: Job, workers: int = 1, part: tuple[int, int] | None = None, executor: str = "local"
+) -> None:
     """Do the units of `part` (task i of n) that are not done yet; assemble the output once all units are done.
+
+    `executor` is local (with `workers` processes) or ray (one task a unit).
 
     Raises DataError for anything the user must mend; what is finished stays for the next start.
     """
@@ -117,7 +124,10 @@ def tokenize(job: Job, workers: int = 1, part: tuple[int, int] = (0, 1)) -> None
     index, count = part or (0, 1)
     with _claim(job, index, count):
         todo = [unit for unit in job.units if unit.index % count == index]
-        do_units(job, todo, workers)
+        if executor == "ray":
+            _do_units_on_ray(job, todo)
+        else:
+            do_units(job, todo, workers)
     if finish(job, tokenizer, eod_id):
         print(f"{job.folder}: finished")
     else:
@@ -159,6 +169,21 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> None:
         finally:
             if writer:
                 writer.abort()
+
+
+def _do_units_on_ray(job: Job, units: Sequence[Unit]) -> None:
+    with Progress(sum(unit.size for unit in units)) as progress:
+        results = results_of_units(partial(_do_unit, job), units, "ray", 1)
+        for unit, counts in zip(units, results, strict=True):
+            progress.add(unit.size, counts.documents, counts.tokens, counts.text_bytes)
+
+
+def _do_unit(job: Job, unit: Unit) -> Counts:
+    """Tokenize one unit by itself; return what is in its shards."""
+    do_units(job, [unit], workers=1)
+    summary = json.loads((job.unit_folder(unit) / "unit.json").read_text())
+    shards = [shard for shards in summary["routes"].values() for shard in shards]
+    return sum((Counts(**counts) for shard in shards for counts in shard["sources"].values()), Counts())
 
 
 def _work(job: Job, units: Sequence[Unit]) -> Iterator[Work]:

@@ -21,7 +21,7 @@ from data_prep.encoding import Chunk, Encoded, EncodedDocument
 from data_prep.inputs import Unit
 from data_prep.job import Job
 from data_prep.reading import PieceReader, ReadOptions, Record
-from data_prep.records import Bad
+from data_prep.records import Bad, quarantine_entry
 from latentpt.data.indexed import ShardWriter
 from latentpt.data.manifest import Counts, write_json
 
@@ -38,7 +38,13 @@ def unit_chunks(unit: Unit, options: ReadOptions, spool: Path) -> Iterator[Chunk
         for records in _grouped(reader):
             yield Chunk(unit.index, index, piece.format, number, records, reader.position - position)
             number, position = number + len(records), reader.position
-        end = {"file": piece.file, "start": piece.start, "bytes": reader.bytes, "sha256": reader.sha256}
+        end = {
+            "file": piece.file,
+            "start": piece.start,
+            "bytes": reader.bytes,
+            "lines": reader.lines,
+            "sha256": reader.sha256,
+        }
         rest = max(0, piece.end - piece.start - position)
         yield Chunk(unit.index, index, piece.format, number, [], rest, end, index + 1 == len(unit.pieces))
 
@@ -135,7 +141,6 @@ class UnitWriter:
         self.records = 0
         self.quarantined: Counter[str] = Counter()
         self._inputs: list[dict[str, Any]] = []
-        self._lines_before: dict[int, int] = {}
 
     def _route(self, name: str) -> _Route:
         if name not in self._routes:
@@ -153,18 +158,8 @@ class UnitWriter:
             self._inputs.append(encoded.chunk.piece_end)
 
     def _put_aside(self, index: int, bad: Bad) -> None:
-        piece = self.unit.pieces[index]
-        if index not in self._lines_before:
-            self._lines_before[index] = PieceReader(piece, self._job.encode.read, self.folder).lines_before()
         self.quarantined[bad.kind] += 1
-        entry = {
-            "file": piece.file,
-            "line": self._lines_before[index] + bad.line,
-            "kind": bad.kind,
-            "reason": bad.reason,
-            # Bytes that are not UTF-8 become lone surrogates, which JSON escapes: nothing is lost.
-            "raw": bad.raw.decode("utf-8", "surrogateescape"),
-        }
+        entry = quarantine_entry(self.unit.pieces[index], bad)
         self._quarantine.write(json.dumps(entry) + "\n")
 
     def finish(self) -> None:

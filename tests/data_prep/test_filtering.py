@@ -1,0 +1,137 @@
+"""dedup and decontaminate: what goes, what stays, and that nothing is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from data_prep.__main__ import main
+
+WORDS = [f"word{i}" for i in range(500)]
+
+
+def text(seed: int, words: int = 200) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, size=words))
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    path.write_text(
+        "".join(
+            json.dumps({"text": t, "meta": {"pile_set_name": "S"}, "id": i}) + "\n"
+            for i, t in enumerate(texts)
+        )
+    )
+    return path
+
+
+def kept(folder: Path) -> list[dict]:
+    found = []
+    for path in sorted(folder.glob("part-*.jsonl.zst")):
+        with zstandard.open(io.BytesIO(path.read_bytes()), "rt", encoding="utf-8") as file:
+            found += [json.loads(line) for line in file]
+    return found
+
+
+def removed(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("unit_size", ["1G", "2K"])
+def test_exact_duplicates_are_found_across_all_inputs(tmp_path: Path, unit_size: str) -> None:
+    texts = [text(i) for i in range(10)]
+    write(tmp_path / "a.jsonl", [*texts, texts[3]])
+    write(tmp_path / "b.jsonl", [texts[7], "new", texts[3]])
+    arguments = [
+        "dedup",
+        "--input",
+        str(tmp_path / "*.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+        "--exact-only",
+    ]
+    assert main([*arguments, "--unit-size", unit_size]) == 0
+    assert [entry["text"] for entry in kept(tmp_path / "out")] == [*texts, "new"]
+    assert [
+        (Path(r["file"]).name, r["line"], Path(r["duplicate_of"]).name) for r in removed(tmp_path / "out")
+    ] == [
+        ("a.jsonl", 11, "a.jsonl:4"),
+        ("b.jsonl", 1, "a.jsonl:8"),
+        ("b.jsonl", 3, "a.jsonl:4"),
+    ]
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["records"], report["kept"], report["removed"]) == (14, {"S": 11}, {"S": 3})
+
+
+def test_near_duplicates_go_and_different_documents_stay(tmp_path: Path) -> None:
+    pytest.importorskip("datasketch")
+    texts = [text(i) for i in range(40)]
+    changed = texts[5].split()
+    changed[100] = "other"
+    reshaped = texts[6].upper().replace(" ", ",\n")
+    half = " ".join(texts[8].split()[:100]) + " " + text(99, 100)
+    write(tmp_path / "a.jsonl", [*texts, " ".join(changed), reshaped, half])
+    assert main(["dedup", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out")]) == 0
+    assert [(r["line"], r["kind"], Path(r["duplicate_of"]).name) for r in removed(tmp_path / "out")] == [
+        (41, "near", "a.jsonl:6"),
+        (42, "near", "a.jsonl:7"),
+    ]
+    assert [entry["text"] for entry in kept(tmp_path / "out")] == [*texts, half]
+
+
+def test_documents_that_share_thirteen_words_with_an_evaluation_file_are_removed(tmp_path: Path) -> None:
+    question = text(1000, 30)
+    short = text(1001, 9)
+    evaluation = tmp_path / "eval.jsonl"
+    evaluation.write_text(json.dumps({"query": question, "choices": ["yes and no", short], "gold": 0}) + "\n")
+    words = question.split()
+    texts = [
+        text(1),
+        text(2) + " " + " ".join(words[5:18]).title() + ". " + text(3),  # thirteen words
+        text(4) + " " + " ".join(words[5:17]) + " " + text(5),  # twelve
+        text(6) + " " + short + " " + text(7),  # a short text as a whole
+        "yes and no " + text(8),
+    ]
+    write(tmp_path / "a.jsonl", texts)
+    arguments = [
+        "--input",
+        str(tmp_path / "a.jsonl"),
+        "--evaluation",
+        str(evaluation),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(["decontaminate", *arguments]) == 0
+    found = removed(tmp_path / "out")
+    assert [(r["line"], r["evaluation"], r["shared"]) for r in found] == [
+        (2, str(evaluation), " ".join(words[5:18])),
+        (4, str(evaluation), short),
+    ]
+    assert [entry["text"] for entry in kept(tmp_path / "out")] == [texts[0], texts[2], texts[4]]
+    assert json.loads((tmp_path / "out/report.json").read_text())["evaluation_texts_too_short"] == 1
+
+
+def test_bad_records_are_kept_apart_and_an_existing_output_is_not_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", ["one", "two"])
+    path.write_bytes(path.read_bytes() + b"{broken\n")
+    arguments = ["dedup", "--input", str(path), "--output", str(tmp_path / "out"), "--exact-only"]
+    assert main(arguments) == 0
+    entry = json.loads((tmp_path / "out/quarantine.jsonl").read_text())
+    assert (entry["line"], entry["kind"], entry["raw"]) == (3, "broken JSON", "{broken")
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [text(i % 17) for i in range(60)])
+    for workers in ("1", "2"):
+        arguments = ["dedup", "--input", str(tmp_path / "a.jsonl"), "--unit-size", "20K", "--exact-only"]
+        assert main([*arguments, "--workers", workers, "--output", str(tmp_path / workers)]) == 0
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("1", "2"))
+    assert one == two
