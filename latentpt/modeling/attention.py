@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
 from latentpt.modeling.rotary import Rotary, rotate
@@ -74,6 +75,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
+        if backend not in BACKENDS:
+            raise ConfigError(
+                f"training.attention = {backend} is unknown; the nearest is {nearest(backend, BACKENDS)}"
+            )
         self.causal = BACKENDS[backend]
         self.qkv = QKV(config)
         self.out = nn.Linear(config.num_heads * config.head_width, config.hidden_size, bias=config.bias)

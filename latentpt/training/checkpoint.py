@@ -90,7 +90,8 @@ def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, 
             "config": dict(config),
         }
         write_text(side / "meta.json", json.dumps(meta, indent=1) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _remove(final)
         side.rename(final)
         sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
         write_text(final / MARK, json.dumps(sizes, indent=1) + "\n")
@@ -180,15 +181,11 @@ def check_shapes(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it.
-
-    The mark goes first, so that a removal cut short leaves no folder that looks like a checkpoint.
-    """
+    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it."""
     for path in committed(folder)[:-keep_last]:
         step = int(path.name.removeprefix("step-"))
         if keep_every is None or step % keep_every:
-            (path / MARK).unlink()
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -218,6 +215,12 @@ class _Tensors:
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._holder[name].get_tensor(name)
         return tensor
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, the mark first: a removal cut short leaves no folder that looks like one."""
+    (path / MARK).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _sync(path: Path) -> None:

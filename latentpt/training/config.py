@@ -23,6 +23,8 @@ class TrainingConfig(Section):
     """Length of the training in tokens, rounded up to whole steps; give this or training.steps."""
     stop_at: int | None = None
     """Stop (and save) after this step although the schedule goes on to the end; null means train to the end."""
+    start_from: str = ""
+    """Folder of a run whose latest weights (not its optimizer state) a new training starts from; empty: fresh weights."""
     batch_samples: int | None = None
     """Global batch in samples of data.sequence_length tokens, over all ranks and accumulated micro-batches."""
     batch_tokens: int | None = None

@@ -32,11 +32,11 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_flops(device: torch.device, peak_tflops: float | None) -> float | None:
-    """Peak FLOP/s of one device: as configured, else looked up by name, else None."""
+def peak_flops(device: torch.device, precision: str, peak_tflops: float | None) -> float | None:
+    """Peak FLOP/s of one device: as configured, else for bf16 looked up by its name, else None."""
     if peak_tflops is not None:
         return peak_tflops * 1e12
-    if device.type != "cuda":
+    if device.type != "cuda" or precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)

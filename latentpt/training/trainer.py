@@ -22,7 +22,7 @@ from latentpt.data.batches import (
 from latentpt.data.opening import open_training, open_validation
 from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
-from latentpt.run import RunConfig, read_metrics
+from latentpt.run import RunConfig, RunFolder, read_metrics
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
 from latentpt.training import checkpoint
@@ -52,8 +52,12 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     data, held_out = open_training(config.data), open_validation(config.data)
     for dataset in (data, *held_out.values()):
         check_vocabulary(dataset, config.model.vocab_size)
-    model = build_model(config)
     origin = find_origin(config, start)
+    model = build_model(config)
+    if origin is None and config.training.start_from:
+        checkpoint.load_weights(
+            checkpoint.find(RunFolder(Path(config.training.start_from)).checkpoints), model
+        )
     dist.barrier()  # every rank has seen the folder as it was
     if rank == 0:
         prepare_folder(config, origin, start, device)
@@ -119,7 +123,7 @@ class Trainer:
         self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
         self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
         self.clock = Clock(self.progress.seconds)
-        peak = peak_flops(device, config.monitor.peak_tflops)
+        peak = peak_flops(device, settings.precision, config.monitor.peak_tflops)
         self.peak = peak * self.world if peak is not None else None
         self.flops: dict[Schedule, float] = {}
         self.monitor: Monitor | None = None  # in one of the processes

@@ -1,7 +1,7 @@
 """Text shards for small trainings, written once."""
 
 import pytest
-from runs import write_text_shards
+from small import write_text_shards
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from runs import ROOT, environment, losses, tiny_run
+from small import ROOT, environment, losses, tiny_run
 
 from latentpt.config import to_yaml
 from latentpt.run import load_model
@@ -40,9 +40,9 @@ def test_a_training_killed_at_random_moments_gives_the_losses_of_one_never_kille
     train(whole)
     command = [sys.executable, PRETRAIN, "--config", write_config(killed, tmp_path / "run.yaml")]
     moments = random.Random(0)
-    for attempt in range(3):
+    for attempt in range(2):
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
-        wait_for_lines(killed, 5 + 15 * attempt, process)
+        wait_for_lines(killed, 8 + 24 * attempt, process)
         time.sleep(moments.uniform(0, 0.3))
         process.kill()  # with a checkpoint every step, often in the middle of one
         process.wait()

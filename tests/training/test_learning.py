@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import pytest
-from runs import losses, tiny_run, write_text_shards
+from small import losses, tiny_run, write_text_shards
 
 from latentpt.data.indexed import Shard
 from latentpt.training.trainer import train
@@ -29,13 +29,13 @@ def test_validation_loss_falls_below_what_any_bigram_model_reaches(tmp_path):
         model={"hidden_size": 64, "num_layers": 2, "num_heads": 2},
         thoughts={"method": "latent", "num_thoughts": 1, "visibility": "stage_causal"},
         data={"sequence_length": 64},
-        training={"steps": 200, "batch_samples": 32, "micro_batch": 32},
+        training={"steps": 150, "batch_samples": 32, "micro_batch": 32},
         optimizer={"lr": 4e-3},
         schedule={"warmup": 0.1},
-        validation={"every": 200, "samples": 500},
+        validation={"every": 150, "samples": 300},
         monitor={"every": 10},
         zero={"stage": 0},
     )
     train(config)
-    measured = Shard(tmp_path / "validation").tokens[: 500 * 64 + 1]
-    assert losses(config, "validation")[200] < bigram_bound(measured) - 0.1
+    measured = Shard(tmp_path / "validation").tokens[: 300 * 64 + 1]
+    assert losses(config, "validation")[150] < bigram_bound(measured) - 0.1

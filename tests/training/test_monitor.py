@@ -57,5 +57,5 @@ def test_the_clock_stands_still_while_something_else_is_done():
 
 
 def test_peak_flops_are_known_where_configured_and_unknown_on_a_cpu():
-    assert peak_flops(torch.device("cpu"), 2.5) == 2.5e12
-    assert peak_flops(torch.device("cpu"), None) is None
+    assert peak_flops(torch.device("cpu"), "bf16", 2.5) == 2.5e12
+    assert peak_flops(torch.device("cpu"), "bf16", None) is None

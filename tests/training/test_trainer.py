@@ -5,11 +5,12 @@ import signal
 
 import pytest
 import torch
-from runs import losses, tiny_run
 from safetensors.torch import load_file
+from small import losses, tiny_run
 
 from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream, TokenDataset
+from latentpt.data.errors import DataError
 from latentpt.run import load_model, read_metrics
 from latentpt.training import checkpoint, trainer
 from latentpt.training.engine import parameter_groups
@@ -136,6 +137,20 @@ def test_a_checkpoint_of_another_training_is_refused(text, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"data": {"train": "missing/shard"}}, "missing/shard"),
+        ({"training": {"micro_batch": 3}}, "nearest values that work are training.micro_batch = 2"),
+        ({"training": {"attention": "spda"}}, "training.attention = spda is unknown; the nearest is sdpa"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(section, message, text, tmp_path):
+    with pytest.raises((ConfigError, DataError), match=message):
+        train(tiny_run(tmp_path / "run", text, **section))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_wants_a_checkpoint_and_fresh_sets_the_old_training_aside(text, tmp_path):
     config = tiny_run(tmp_path / "run", text, training={"steps": 1})
     with pytest.raises(ConfigError, match="no checkpoint to resume"):
@@ -160,6 +175,17 @@ def test_load_model_returns_the_trained_weights(text, tmp_path):
     assert not torch.equal(earlier.decoder.embedding.weight, model.decoder.embedding.weight)
     with pytest.raises(ConfigError, match="no checkpoint of step 5; the nearest is step 4"):
         load_model(tmp_path / "run", step=5)
+
+
+def test_a_latent_training_can_start_from_the_weights_of_a_vanilla_one(text, tmp_path):
+    train(tiny_run(tmp_path / "vanilla", text, thoughts={"method": "vanilla", "num_thoughts": 0}))
+    start = {"start_from": str(tmp_path / "vanilla"), "stop_at": 1}
+    latent = tiny_run(tmp_path / "latent", text, training=start)
+    train(latent)
+    assert losses(latent)[1] < losses(tiny_run(tmp_path / "vanilla", text))[1]
+    with pytest.raises(ConfigError, match="of another model"):
+        train(tiny_run(tmp_path / "wider", text, model={"hidden_size": 24}, training=start))
+    assert not (tmp_path / "wider").exists()
 
 
 def test_a_mixture_is_read_and_every_held_out_source_has_its_loss(text, tmp_path):
