@@ -34,8 +34,6 @@ from latentpt.training.monitor import Clock, Monitor, peak_flops
 from latentpt.training.origin import Start, find_origin, prepare_folder
 from latentpt.training.schedule import learning_rate
 
-KINDS = ("train", "validation")  # of lines in metrics.jsonl
-
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
     """Train until the end, `training.stop_at`, a stop signal or a STOP file; the state is saved in all four cases.
@@ -55,9 +53,8 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     origin = find_origin(config, start)
     model = build_model(config)
     if origin is None and config.training.start_from:
-        checkpoint.load_weights(
-            checkpoint.find(RunFolder(Path(config.training.start_from)).checkpoints), model
-        )
+        source = RunFolder(Path(config.training.start_from))
+        checkpoint.load_weights(checkpoint.find(source.checkpoints), model)
     dist.barrier()  # every rank has seen the folder as it was
     if rank == 0:
         prepare_folder(config, origin, start, device)
@@ -122,7 +119,6 @@ class Trainer:
         )
         self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
         self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
-        self.clock = Clock(self.progress.seconds)
         peak = peak_flops(device, settings.precision, config.monitor.peak_tflops)
         self.peak = peak * self.world if peak is not None else None
         self.flops: dict[Schedule, float] = {}
@@ -285,7 +281,7 @@ class Trainer:
             why = reason or f"training.stop_at = {self.config.training.stop_at}"
             self.monitor.say(f"stopped at step {step} of {self.total} ({why}); run again to go on")
             return
-        lines = read_metrics(folder.metrics)
+        final = {line["kind"]: line["loss"] for line in read_metrics(folder.metrics)}
         values = {
             "step": step,
             "tokens": self.progress.tokens,
@@ -293,9 +289,8 @@ class Trainer:
             "seconds": self.progress.seconds,
             "skipped": self.progress.skipped,
             "parameters": self.parameters,
-            **{
-                f"{kind}_loss": [line["loss"] for line in lines if line["kind"] == kind][-1] for kind in KINDS
-            },
+            "train_loss": final.get("train"),
+            "validation_loss": final.get("validation"),
         }
         write_text(folder.summary, json.dumps(values, indent=1) + "\n")
 
