@@ -25,6 +25,8 @@ from latentpt.data.indexed import Shard, bin_and_idx, shard_prefix
 from latentpt.data.manifest import FILE_NAME, WORK, Manifest, read_manifest
 from latentpt.data.order import shuffled
 
+_TOGETHER = 8  # micro-batches read at once
+
 
 class SampleSource(Protocol):
     """What a stream reads from: a corpus or a mixture of several; see TokenDataset for the attributes."""
@@ -195,15 +197,17 @@ class BatchStream:
         return self._start + self._delivered // self.micro_steps * self._global_batch
 
     def _fill(self) -> None:
-        base = self._start
+        first = 0
         try:
-            while True:
-                for micro_step in range(self.micro_steps):
-                    positions = base + micro_step * self._micro_stride + self._rows
-                    self._put(torch.from_numpy(self._dataset.read(positions, self._seed)))
-                    if self._stop.is_set():
-                        return
-                base += self._global_batch
+            while not self._stop.is_set():
+                # Several micro-batches a read: finding out which samples they are costs the same as for one.
+                step, micro_step = np.divmod(np.arange(first, first + _TOGETHER), self.micro_steps)
+                starts = self._start + step * self._global_batch + micro_step * self._micro_stride
+                positions = starts[:, None] + self._rows
+                samples = torch.from_numpy(self._dataset.read(positions.ravel(), self._seed))
+                for batch in samples.view(*positions.shape, -1):
+                    self._put(batch)
+                first += _TOGETHER
         except Exception as error:  # handed to the consumer, who raises it
             self._put(error)
 
@@ -243,9 +247,10 @@ def validation_batches(
 ) -> Iterator[Tensor]:
     """Batches [b, L + 1] (int64) in corpus order, b <= micro_batch; batch k goes to rank k modulo world.
 
-    `limit_samples` reads only the first samples; together the ranks read each of them exactly once.
+    `limit_samples` reads that many, evenly spread over the corpus; together the ranks read each of them exactly once.
     """
     total = dataset.num_samples if limit_samples is None else min(limit_samples, dataset.num_samples)
+    chosen = [index * dataset.num_samples // total for index in range(total)]
     for first in range(rank * micro_batch, total, world * micro_batch):
-        rows = [dataset.sample(index) for index in range(first, min(first + micro_batch, total))]
+        rows = [dataset.sample(index) for index in chosen[first : first + micro_batch]]
         yield torch.from_numpy(np.stack(rows))

@@ -5,7 +5,6 @@ Shapes: B rows, L positions, S slots per position, R slots that are read, d widt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -149,20 +148,19 @@ class Decoder(nn.Module):
                 kept.append(kv)
         return x, kept
 
-    @torch.no_grad()
-    def initialize(self, seed: int, depth_factor: int) -> None:
-        """Truncated normal of std sqrt(2 / (5 d)), cut at 3 std, for every matrix; norms 1 and 0, biases 0.
 
-        Attention-out and MLP-down are divided by sqrt(2 num_layers * depth_factor) (methods.md section 2).
-        A parameter's values depend on the seed and its name alone.
-        """
-        std = math.sqrt(2 / (5 * self.config.hidden_size))
-        shrink = 1 / math.sqrt(2 * self.config.num_layers * depth_factor)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-                continue
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=stream(seed, name))
-            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-            parameter.copy_(values * shrink if residual else values)
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int, std: float, residual_std: float) -> None:
+    """Truncated normal, cut at 3 std, for every matrix of the module; norms 1 and 0, biases 0.
+
+    Attention-out and MLP-down, which write to the residual stream, take `residual_std`. A parameter's values depend on
+    the seed and its name alone.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            continue
+        spread = residual_std if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
+        values = torch.empty(parameter.shape, dtype=torch.float32)
+        nn.init.trunc_normal_(values, std=spread, a=-3 * spread, b=3 * spread, generator=stream(seed, name))
+        parameter.copy_(values)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
-from latentpt.modeling.decoder import Decoder, KeysValues
+from latentpt.modeling.decoder import Decoder, KeysValues, initialize
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
-from latentpt.thoughts.solvers import solve
+from latentpt.thoughts.solvers import Residuals, solve
 
 
 class ModelOutput(NamedTuple):
@@ -23,6 +24,8 @@ class ModelOutput(NamedTuple):
     """Mean cross-entropy in nats over the targets, if there were any."""
     logits: Tensor | None
     """[B, L, V], one row per position: that of its last slot; None if not wanted."""
+    residuals: Tensor | None = None
+    """How far each refinement moved the latents, float32 [K], if asked to measure."""
 
 
 class LanguageModel(nn.Module):
@@ -43,7 +46,8 @@ class LanguageModel(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fresh weights, a function of the seed alone (methods.md section 2)."""
         deeper = self.method.slots if self.config.family == "pythia" else 1
-        self.decoder.initialize(seed, depth_factor=deeper)
+        std = math.sqrt(2 / (5 * self.config.hidden_size))
+        initialize(self, seed, std, residual_std=std / math.sqrt(2 * self.config.num_layers * deeper))
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, equal on every rank."""
@@ -55,10 +59,12 @@ class LanguageModel(nn.Module):
         schedule: Schedule | None = None,
         prefix: KeysValues | None = None,
         keep: bool = False,
+        residuals: Residuals | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule.
 
-        `prefix` holds the keys and values of all cells before; `keep` asks for those of these cells as well.
+        `prefix` holds the keys and values of all cells before; `keep` asks for those of these cells as well,
+        `residuals` are told how far each sweep moved.
         """
         start = prefix[0][0].shape[2] // self.method.slots if prefix else 0
         end = start + input_ids.shape[1]
@@ -67,7 +73,8 @@ class LanguageModel(nn.Module):
         tokens = self.method.tokens(
             self.decoder, input_ids, torch.arange(start, end, device=input_ids.device)
         )
-        x, kv = solve(self.decoder, self.method, tokens, schedule or self.method.schedule(), prefix, keep)
+        schedule = schedule or self.method.schedule()
+        x, kv = solve(self.decoder, self.method, tokens, schedule, prefix, keep, residuals)
         return self.decoder.norm(x), kv
 
     def forward(
@@ -78,16 +85,19 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         schedule: Schedule | None = None,
         return_logits: bool = True,
+        measure: bool = False,
     ) -> ModelOutput:
         """Predict the next token at every position of ids int64 [B, L].
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
-        Positions whose target is -100 carry no loss.
+        Positions whose target is -100 carry no loss. `measure` asks for the residuals of the refinements.
         """
-        hidden, _ = self.think(input_ids, schedule)
+        residuals = Residuals() if measure else None
+        hidden, _ = self.think(input_ids, schedule, residuals=residuals)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
             loss = self.decoder.head(hidden, targets) / (targets != IGNORE).sum()
-        return ModelOutput(loss, self.decoder.head(hidden) if return_logits else None)
+        logits = self.decoder.head(hidden) if return_logits else None
+        return ModelOutput(loss, logits, residuals.values() if residuals else None)

@@ -32,11 +32,30 @@ class Cells(NamedTuple):
     """What a sweep leaves behind for the next one, for the next chunk and for the reader."""
 
     inputs: Tensor
-    """What the cells read, [B, L, n, d]."""
+    """What the cells read, [B, L, n, d]; after a sweep by columns that nobody measures, the last slot's alone."""
     x: Tensor
     """Residual stream after the last block of the cells somebody reads, [B, L, <= n, d]."""
     kv: KeysValues
     """Keys and values of all cells in flat order, where a later sweep or chunk wants them."""
+
+
+class Residuals:
+    """How far each sweep moved the latents: |z_k - z_(k-1)| / |z_k|, over everything solved since it was made."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def add(self, sweep: int, now: Tensor, before: Tensor) -> None:
+        """Note the latents [B, L, N, d] that a sweep read and those that the sweep before it read."""
+        moved, size = (now - before).float().square().sum(), now.float().square().sum()
+        old = self.sums.get(sweep)
+        self.sums[sweep] = (moved, size) if old is None else (old[0] + moved, old[1] + size)
+
+    def values(self) -> Tensor:
+        """One value per refinement, float32, on the device; empty if nothing was refined."""
+        ratios = [(moved / size).sqrt() for _, (moved, size) in sorted(self.sums.items())]
+        return torch.stack(ratios) if ratios else torch.empty(0)
 
 
 def solve(
@@ -46,11 +65,12 @@ def solve(
     schedule: Schedule,
     prefix: KeysValues | None = None,
     keep: bool = False,
+    residuals: Residuals | None = None,
 ) -> tuple[Tensor, KeysValues]:
     """Run the schedule over tokens [B, L], after the cells whose keys and values are in `prefix`.
 
     Returns the residual stream of the last slots, [B, L, d], before the final norm, and, if `keep`, the keys and
-    values of the stretch.
+    values of the stretch. `residuals`, if given, are told how far each sweep moved.
     """
     length = tokens.ids.shape[1]
     chunk = schedule.chunk or length
@@ -58,7 +78,7 @@ def solve(
     for start in range(0, length, chunk):
         stretch = tokens.at(slice(start, start + chunk))
         wanted = keep or start + chunk < length
-        cells = _Stretch(decoder, method, stretch, kept).solve(schedule.sweeps, wanted)
+        cells = Stretch(decoder, method, stretch, kept, residuals).solve(schedule.sweeps, wanted)
         pieces.append(cells.x[:, :, -1])
         if wanted:
             kept = _append(kept, cells.kv)
@@ -66,24 +86,40 @@ def solve(
     return torch.cat(pieces, dim=1), [(k[:, :, known:], v[:, :, known:]) for k, v in kept] if keep else []
 
 
-class _Stretch:
+class Stretch:
     """One chunk of positions, and the sweeps over it."""
 
-    def __init__(self, decoder: Decoder, method: ThoughtMethod, tokens: Tokens, prefix: KeysValues) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        method: ThoughtMethod,
+        tokens: Tokens,
+        prefix: KeysValues,
+        residuals: Residuals | None = None,
+    ) -> None:
         self.decoder, self.method, self.tokens, self.prefix = decoder, method, tokens, prefix
+        self.residuals = residuals
 
     def solve(self, sweeps: Sequence[Sweep], keep: bool) -> Cells:
         """All sweeps in order; the last one's cells, with keys and values if `keep`."""
         cells: Cells | None = None
-        for sweep, following in zip(sweeps, (*sweeps[1:], None), strict=True):
+        for index, (sweep, following) in enumerate(zip(sweeps, (*sweeps[1:], None), strict=True)):
+            before = cells
             with torch.set_grad_enabled(sweep.grad and torch.is_grad_enabled()):
                 step = self._full_pass if sweep.stride == 1 else self._columns
-                cells = step(sweep, following, cells, keep)
+                cells = step(sweep, following, before, keep)
+            if self.residuals is not None and before is not None and sweep.slots == before.inputs.shape[2]:
+                self.residuals.add(index, cells.inputs[:, :, 1:], before.inputs[:, :, 1:])
             if not sweep.grad and torch.is_autocast_enabled(self.tokens.embeds.device.type):
                 # Autocast caches the weights it casts; those cast here carry no gradient for the sweeps to come.
                 torch.clear_autocast_cache()
         assert cells is not None
         return cells
+
+    def sweep(self, sweep: Sweep, following: Sweep | None, before: Cells | None, keep: bool) -> Cells:
+        """One sweep on the cells of the one before, computing what `following` or, at the end, the reader wants."""
+        step = self._full_pass if sweep.stride == 1 else self._columns
+        return step(sweep, following, before, keep)
 
     def _full_pass(self, sweep: Sweep, following: Sweep | None, before: Cells | None, keep: bool) -> Cells:
         """All cells at once, causally; latents come from the previous sweep."""
@@ -119,6 +155,7 @@ class _Stretch:
         every = min(sweep.stride // slots, self.tokens.ids.shape[1])
         fresh: list[KeysValues] = []
         read: list[Tensor] = []
+        inputs: list[Tensor] = []
         column: Cells | None = None
         for residue in range(every):
             here = self if every == 1 else self._every(residue, every)
@@ -130,16 +167,21 @@ class _Stretch:
                 x, kv = self.decoder.run(u, angles, others, slice(0, 0) if unread else None, keep=True)
                 column = Cells(u, x, kv)
                 fresh.append(kv)
+                inputs.append(u)
             read.append(x)
         assert column is not None
         wants_kv = keep if following is None else self._sees_later(following)
         kv = [(_interleave(k), _interleave(v)) for k, v in _by_layer(fresh)] if wants_kv else []
-        return Cells(column.inputs, _interleave(read, dim=1), kv)
+        measured = column.inputs
+        if self.residuals is not None:
+            rows = [torch.cat(inputs[first : first + slots], dim=2) for first in range(0, len(inputs), slots)]
+            measured = _interleave(rows, dim=1)
+        return Cells(measured, _interleave(read, dim=1), kv)
 
-    def _every(self, residue: int, every: int) -> _Stretch:
+    def _every(self, residue: int, every: int) -> Stretch:
         """The positions residue, residue + every, .. alone."""
         tokens = self.tokens.at(slice(residue, None, every))
-        return _Stretch(self.decoder, self.method, tokens, self.prefix)
+        return Stretch(self.decoder, self.method, tokens, self.prefix)
 
     def _sees_later(self, sweep: Sweep) -> bool:
         """Whether some column of a sweep sees one that comes after it."""

@@ -277,3 +277,14 @@ def test_mixtures_in_chunks_equal_the_plain_formula_in_values_and_gradients():
                 for o in (ours, expected)
             ]
             torch.testing.assert_close(*pair)
+
+
+@pytest.mark.parametrize("solver", ["jacobi", "gauss_seidel", "strided"])
+def test_residuals_shrink_and_measuring_changes_nothing(solver):
+    model = tiny_model(method="latent", num_thoughts=1, refinements=6, solver=solver, stride=3, weights=1.0)
+    ids = tiny_ids(length=9)
+    plain, measured = model(ids, labels=ids), model(ids, labels=ids, measure=True)
+    torch.testing.assert_close(measured[:2], plain[:2], atol=0, rtol=0)
+    residuals = measured.residuals
+    assert plain.residuals is None and residuals.shape == (6,)
+    assert (residuals[1:] <= residuals[:-1]).all() and residuals[-1] < 1e-3 < residuals[0]
