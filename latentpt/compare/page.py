@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 
-from latentpt.compare.plan import short
+from latentpt.compare.plan import held_equal, short
 from latentpt.compare.results import Results
 from latentpt.compare.tables import html_table, quantity
 
@@ -46,8 +46,7 @@ def page(
         f'<p><img alt="Validation loss of the arms" src="data:image/png;base64,{source}"></p>',
         "<h2>What differs between the arms</h2>",
         f'<div class="wide">{html_table(["key", *names], [[key, *(short(values[name]) for name in names)] for key, values in differs.items()])}</div>',
-        "<p>Everything else is equal: initialisation family, norm epsilon, optimizer, weight decay, learning-rate "
-        "schedule, batch in tokens and, per seed, the order of the data.</p>",
+        f"<p>{html.escape(held_equal(results.plan))}</p>",
         *generated(results),
     ]
     return (

@@ -292,10 +292,24 @@ def describe_plan(plan: Plan) -> str:
             [[key, *(short(values[arm.name]) for arm in plan.arms)] for key, values in plan.differs.items()],
         ),
         "",
-        "Equal in all arms: everything else, so initialisation family, norm epsilon, optimizer, weight decay,",
-        "learning-rate schedule, batch in tokens and, per seed, the order of the data.",
+        held_equal(plan),
     ]
     return "\n".join(lines)
+
+
+def held_equal(plan: Plan) -> str:
+    """In words, what the arms do not differ in, and the one difference that no key shows."""
+    text = (
+        "Equal in all arms: everything else, so initialisation family, norm epsilon, optimizer, weight decay, "
+        "learning-rate schedule, batch in tokens and, per seed, the order of the data."
+    )
+    families = {arm.config["model"]["family"] for arm in plan.arms}
+    if "pythia" in families and "thoughts.num_thoughts" in plan.differs:
+        text += (
+            " As in the published GPT-NeoX recipe, attention-out and MLP-down start smaller by sqrt(N + 1) in an arm "
+            "with N thoughts."
+        )
+    return text
 
 
 def short(value: Any) -> str:
