@@ -1,9 +1,9 @@
-"""How much an arm costs, and the size or length at which it meets a budget."""
+"""The size or the length at which an arm meets a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -11,29 +11,43 @@ from latentpt.compare.config import Spending
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
-from latentpt.training.flops import inference_flops_per_token, training_flops_per_token
+
+Use = Callable[[int], float]
+"""What an arm uses of the budget, in its unit, when it is trained for a number of steps."""
 
 
-class Costs(NamedTuple):
-    """What one arm costs whatever its length."""
-
-    parameters: int
-    """Trainable parameters."""
-    training_flops: float
-    """FLOPs per token of training, forward and backward, averaged over the refinements it draws."""
-    inference_flops: float
-    """FLOPs per token of exact decoding."""
-
-
-def costs(model: ModelConfig, thoughts: ThoughtsConfig, length: int) -> Costs:
-    """Count an arm's parameters and FLOPs per token at samples of `length` tokens."""
+def count_parameters(model: ModelConfig, thoughts: ThoughtsConfig) -> int:
+    """Trainable parameters, counted without allocating them."""
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in LanguageModel(model, thoughts).parameters())
-    return Costs(
-        parameters,
-        float(training_flops_per_token(model, thoughts, length)),
-        float(inference_flops_per_token(model, thoughts, length)),
-    )
+        return sum(parameter.numel() for parameter in LanguageModel(model, thoughts).parameters())
+
+
+def steps_within(amount: float, use: Use) -> int:
+    """The number of steps, at least one, whose use comes nearest to the amount; `use` must grow with the steps."""
+    most = 1
+    while use(most) < amount:
+        most *= 2
+    above = 1 + bisect_left(range(1, most + 1), amount, key=use)
+    return min((max(1, above - 1), above), key=lambda steps: abs(use(steps) - amount))
+
+
+def nearest_size(
+    model: ModelConfig, spend: Spending, target: float, flops: Callable[[ModelConfig], float]
+) -> ModelConfig:
+    """The model with the number of layers, or of heads, whose FLOPs come nearest to `target`."""
+
+    def candidates() -> Iterator[tuple[float, ModelConfig]]:
+        for size in range(1, 100_000):
+            try:
+                candidate = grown(model, spend, size)
+            except ValueError:
+                continue
+            counted = flops(candidate)
+            yield abs(counted / target - 1), candidate
+            if counted > target:
+                return
+
+    return min(candidates(), key=lambda pair: pair[0])[1]
 
 
 def grown(model: ModelConfig, spend: Spending, size: int) -> ModelConfig:
@@ -58,29 +72,3 @@ def grown(model: ModelConfig, spend: Spending, size: int) -> ModelConfig:
 def rebuilt(model: ModelConfig, **changes: int) -> ModelConfig:
     """A copy with some fields changed and all of them checked again."""
     return ModelConfig.model_validate({**model.model_dump(), **changes})
-
-
-def nearest_size(
-    model: ModelConfig, thoughts: ThoughtsConfig, length: int, spend: Spending, target: float, inference: bool
-) -> ModelConfig:
-    """The number of layers or heads whose FLOPs per token come nearest to `target` (in training or in inference)."""
-
-    def candidates() -> Iterator[tuple[float, ModelConfig]]:
-        for size in range(1, 100_000):
-            try:
-                candidate = grown(model, spend, size)
-            except ValueError:
-                continue
-            counted = (inference_flops_per_token if inference else training_flops_per_token)(
-                candidate, thoughts, length
-            )
-            yield abs(counted / target - 1), candidate
-            if counted > target:
-                return
-
-    return min(candidates(), key=lambda pair: pair[0])[1]
-
-
-def steps_within(budget: float, per_step: float) -> int:
-    """Whole steps whose cost comes nearest to the budget, at least one."""
-    return max(1, round(budget / per_step))

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentpt.compare.config import UNITS, ComparisonConfig, as_overrides
-from latentpt.compare.match import Costs, costs, nearest_size, steps_within
+from latentpt.compare.match import Use, count_parameters, nearest_size, steps_within
 from latentpt.compare.tables import quantity, text_table
 from latentpt.config import ConfigError, Section, build, differences, load_config, to_yaml
 from latentpt.files import write_text
 from latentpt.run import RunConfig
+from latentpt.training.flops import inference_flops_per_token, training_flops_per_token
 
 FREE_KEYS = (
     "thoughts.",
@@ -84,7 +87,7 @@ class Plan(Section):
         return self.comparison.folder / "runs" / self.run_name(arm, seed)
 
 
-def make_plan(comparison: ComparisonConfig, speeds: dict[str, float] | None = None) -> Plan:
+def make_plan(comparison: ComparisonConfig, speeds: Mapping[str, float] | None = None) -> Plan:
     """Resolve every arm and match it at the budget; `speeds` (tokens per second) are needed for a budget in seconds.
 
     Raises:
@@ -92,11 +95,11 @@ def make_plan(comparison: ComparisonConfig, speeds: dict[str, float] | None = No
     """
     runs = {name: resolve(comparison, name) for name in comparison.arms}
     refuse_unfair(comparison, runs)
-    amount = comparison.amount or budget_of(comparison, runs[comparison.reference_arm], speeds)
+    speeds, reference = speeds or {}, comparison.reference_arm
+    base = runs[reference]
+    amount = comparison.amount or make_use(comparison, reference, base, speeds)(base.steps)
     arms = [match(comparison, name, run, amount, speeds) for name, run in runs.items()]
-    return Plan(
-        comparison=comparison, amount=amount, arms=arms, differs=differing(arms, comparison.reference_arm)
-    )
+    return Plan(comparison=comparison, amount=amount, arms=arms, differs=differing(arms, reference))
 
 
 def resolve(comparison: ComparisonConfig, arm: str) -> RunConfig:
@@ -121,75 +124,75 @@ def refuse_unfair(comparison: ComparisonConfig, runs: dict[str, RunConfig]) -> N
                 )
 
 
-def budget_of(comparison: ComparisonConfig, run: RunConfig, speeds: dict[str, float] | None) -> float:
-    """What the reference arm uses of the comparison's budget as it is configured."""
-    arm = costs(run.model, run.thoughts, run.data.sequence_length)
-    tokens = run.training.total_steps(run.data.sequence_length) * tokens_per_step(run)
-    if comparison.budget == "inference_flops":
-        return arm.inference_flops
-    return tokens * per_token(comparison, arm, comparison.reference_arm, speeds)
-
-
-def per_token(comparison: ComparisonConfig, arm: Costs, name: str, speeds: dict[str, float] | None) -> float:
-    """What a training token of the arm takes from a budget that trainings add up to."""
-    if comparison.budget == "seconds":
-        if speeds is None or name not in speeds:
-            raise ConfigError(
-                f"the speed of arm {name} is not known; a budget in seconds is planned by measuring it"
-            )
-        return 1 / speeds[name]
-    return arm.training_flops if comparison.budget == "training_flops" else 1.0
-
-
-def tokens_per_step(run: RunConfig) -> int:
-    """Tokens of a global batch."""
+def make_use(comparison: ComparisonConfig, name: str, run: RunConfig, speeds: Mapping[str, float]) -> Use:
+    """What the arm would use of the budget in a number of steps."""
     length = run.data.sequence_length
-    return run.training.global_batch(length) * length
+    per_step = run.training.global_batch(length) * length
+    if comparison.budget == "tokens":
+        return lambda steps: steps * per_step
+    if comparison.budget == "training_flops":
+        return lambda steps: (
+            steps * per_step * training_flops_per_token(run.model, run.thoughts, length, steps)
+        )
+    if comparison.budget == "inference_flops":
+        return lambda steps: inference_flops_per_token(run.model, run.thoughts, length)
+    if name not in speeds:
+        raise ConfigError(
+            f"the speed of arm {name} is not known; a budget in seconds is planned by measuring it"
+        )
+    if run.thoughts.curriculum:
+        raise ConfigError(
+            f"arm {name} has thoughts.curriculum, so its first steps do not tell its speed; compare it by training_flops"
+        )
+    return lambda steps: steps * per_step / speeds[name]
 
 
 def match(
-    comparison: ComparisonConfig, name: str, run: RunConfig, amount: float, speeds: dict[str, float] | None
+    comparison: ComparisonConfig, name: str, run: RunConfig, amount: float, speeds: Mapping[str, float]
 ) -> PlannedArm:
     """The arm at the size and length at which it uses the budget."""
-    length, spend = run.data.sequence_length, comparison.spending(name)
-    steps = run.training.total_steps(length)
-    base_tokens = steps * tokens_per_step(run)
-    inference = comparison.budget == "inference_flops"
-    resized = spend != "tokens" and name != comparison.reference_arm
-    if resized:
-        if comparison.budget not in ("training_flops", "inference_flops"):
-            raise ConfigError(
-                f"arm {name} cannot spend {UNITS[comparison.budget]} on {spend}; "
-                "layers and width are matched by training_flops or inference_flops"
-            )
-        target = amount if inference else amount / base_tokens
-        model = nearest_size(run.model, run.thoughts, length, spend, target, inference)
-        run = with_model(run, model.model_dump(), keep_scale=EMBED_SCALE in comparison.differ)
-    arm = costs(run.model, run.thoughts, length)
-    if inference:
-        share = arm.inference_flops / amount
-    else:
-        cost = per_token(comparison, arm, name, speeds) * tokens_per_step(run)
-        steps = steps_within(amount, cost)
-        share = steps * cost / amount
+    if name != comparison.reference_arm and comparison.spending(name) != "tokens":
+        run = resized(comparison, name, run, amount)
+    use, steps = make_use(comparison, name, run, speeds), run.steps
+    if comparison.budget != "inference_flops":
+        steps = steps_within(amount, use)
+    share = use(steps) / amount
     if abs(share - 1) > comparison.tolerance:
         raise ConfigError(
             f"arm {name} uses {share:.2f} of the {UNITS[comparison.budget]}, further off than tolerance = "
             f"{comparison.tolerance}; let it spend something finer (tokens) or raise tolerance to {abs(share - 1):.2g}"
         )
-    tokens = steps * tokens_per_step(run)
+    length = run.data.sequence_length
+    tokens = steps * run.training.global_batch(length) * length
     config = run.model_dump(mode="json")
     config["training"] |= {"steps": None, "tokens": tokens}
     return PlannedArm(
         name=name,
-        parameters=arm.parameters,
-        training_flops_per_token=arm.training_flops,
-        inference_flops_per_token=arm.inference_flops,
+        parameters=count_parameters(run.model, run.thoughts),
+        training_flops_per_token=training_flops_per_token(run.model, run.thoughts, length, steps),
+        inference_flops_per_token=inference_flops_per_token(run.model, run.thoughts, length),
         steps=steps,
         tokens=tokens,
         share=share,
         config=config,
     )
+
+
+def resized(comparison: ComparisonConfig, name: str, run: RunConfig, amount: float) -> RunConfig:
+    """The run with the number of layers or heads that comes nearest to the budget at the tokens of the base."""
+    spend, length = comparison.spending(name), run.data.sequence_length
+    if comparison.budget == "inference_flops":
+        flops, target = inference_flops_per_token, amount
+    elif comparison.budget == "training_flops":
+        flops = partial(training_flops_per_token, steps=run.steps)
+        target = amount / (run.steps * run.training.global_batch(length) * length)
+    else:
+        raise ConfigError(
+            f"arm {name} cannot spend {UNITS[comparison.budget]} on {spend}; "
+            "layers and width are matched by training_flops or inference_flops"
+        )
+    model = nearest_size(run.model, spend, target, lambda candidate: flops(candidate, run.thoughts, length))
+    return with_model(run, model.model_dump(), keep_scale=EMBED_SCALE in comparison.differ)
 
 
 def with_model(run: RunConfig, model: dict[str, Any], keep_scale: bool) -> RunConfig:

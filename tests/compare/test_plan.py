@@ -90,6 +90,26 @@ def test_equal_seconds_follow_the_measured_speeds(comparison):
     assert [arm.tokens for arm in plan.arms] == [64000, 12800, 32000]
 
 
+def test_a_curriculum_is_matched_over_all_its_phases(comparison):
+    """Half of the reference's steps cost as much as vanilla, so the arm affords more steps than without the phase."""
+    phased = {"thoughts": {**LATENT["thoughts"], "curriculum": [{"until_step": 50, "num_thoughts": 0}]}}
+    arms = by_name(
+        make_plan(
+            comparison(budget="training_flops", arms={"latent": LATENT, "phased": phased, "vanilla": {}})
+        )
+    )
+    vanilla, latent = (arms[name].training_flops_per_token for name in ("vanilla", "latent"))
+    steps = arms["phased"].steps
+    spent = 50 * vanilla + (steps - 50) * latent
+    assert spent == pytest.approx(100 * latent, rel=0.01)
+
+
+def test_a_curriculum_cannot_be_matched_in_seconds(comparison):
+    phased = {"thoughts": {**LATENT["thoughts"], "curriculum": [{"until_step": 50, "num_thoughts": 0}]}}
+    with pytest.raises(ConfigError, match="compare it by training_flops"):
+        make_plan(comparison(budget="seconds", amount=9, arms={"phased": phased}), {"phased": 1000.0})
+
+
 def test_every_arm_gets_the_same_embedding_scale(comparison):
     plan = make_plan(comparison())
     assert {arm.config["thoughts"]["embed_scale"] for arm in plan.arms} == {math.sqrt(2.5 * 32)}
