@@ -7,7 +7,7 @@ from pathlib import Path
 
 from latentpt.compare.config import ComparisonConfig, load_comparison
 from latentpt.compare.execute import execute, measure_speeds
-from latentpt.compare.measure import measure, unigram_loss
+from latentpt.compare.measure import measure, sample_limit, unigram_loss
 from latentpt.compare.plan import Plan, describe_plan, make_plan, read_plan, write_plan
 from latentpt.compare.report import write_report
 from latentpt.compare.results import read_results
@@ -36,7 +36,7 @@ def report(config: str, overrides: Sequence[str], trainer: Path) -> str:
     planned = current_plan(load_comparison(config, list(overrides)))
     results = read_results(planned)
     base = build(RunConfig, planned.arms[0].config)
-    unigram = unigram_loss(base, results.arms[0].runs[0].measured.samples)
+    unigram = unigram_loss(base, sample_limit(planned, base))
     return write_report(results, unigram) + f"\n\n{planned.comparison.folder / 'report.html'}"
 
 

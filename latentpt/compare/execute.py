@@ -78,11 +78,8 @@ def launch(script: Path, config: Path, processes: int | None) -> None:
         ]
         command[1:1] = launcher
     # Threads that wait by spinning slow a training tenfold as soon as anything else wants a core.
-    environment = {
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        "OMP_NUM_THREADS": str(max(1, cores() // count)),
-    }
+    threads = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, cores() // count))}
+    environment = {**threads, **os.environ}
     process = subprocess.Popen(command, env=environment)
     with forwarding_signals(process):
         code = process.wait()

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from latentpt.compare.plan import Plan
 from latentpt.config import Section
-from latentpt.data.batches import TokenDataset, validation_batches
+from latentpt.data.batches import validation_batches
+from latentpt.data.opening import open_training, open_validation
 from latentpt.evaluation.perplexity import validation_loss
 from latentpt.files import write_text
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
+from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, load_model
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32
 SAMPLING = Sampling(temperature=0.7, top_k=50)
 TEXT_TOKENS = 80
-BASELINE_SAMPLES = 20_000  # a few million tokens fix the frequencies of the frequent ones
+BASELINE_TOKENS = 2_000_000  # enough to fix the frequencies of the frequent ones
 
 
 class Measured(Section):
@@ -49,39 +53,46 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
         return Measured.model_validate_json(path.read_bytes())
     model, run = load_model(plan.run_folder(arm, seed))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = TokenDataset(run.data.validation, run.data.sequence_length)
-    samples = min(
-        plan.comparison.evaluation_samples or run.validation.samples or dataset.num_samples,
-        dataset.num_samples,
-    )
+    limit = sample_limit(plan, run)
     measured = Measured(
-        loss=validation_loss(model, validation_batches(dataset, MICRO_BATCH, samples)),
-        exact_loss=validation_loss(model, validation_batches(dataset, MICRO_BATCH, samples), exact=True),
-        samples=samples,
+        loss=validation_loss(model, held_out(run, limit)),
+        exact_loss=validation_loss(model, held_out(run, limit), exact=True),
+        samples=sum(len(batch) for batch in held_out(run, limit)),
         texts=continuations(model, run, plan.comparison.prompts),
     )
     write_text(path, json.dumps(measured.model_dump(), indent=1, ensure_ascii=False) + "\n")
     return measured
 
 
+def sample_limit(plan: Plan, run: RunConfig) -> int | None:
+    """Samples of each held-out corpus that arms are measured on; None means all."""
+    return plan.comparison.evaluation_samples or run.validation.samples
+
+
+def held_out(run: RunConfig, limit: int | None) -> Iterator[Tensor]:
+    """Validation batches [b, L + 1] of a run: the first `limit` samples of each of its held-out corpora."""
+    for corpus in open_validation(run.data).values():
+        yield from validation_batches(corpus, MICRO_BATCH, limit)
+
+
 def continuations(model: LanguageModel, run: RunConfig, prompts: list[str]) -> dict[str, str]:
     """What the model writes after each prompt, sampled with one fixed seed."""
     if not prompts:
         return {}
-    writer = Writer(model, find_tokenizer([run.data.validation], model))
+    writer = Writer(model, find_tokenizer(data_folders(run.data), model))
     return dict(zip(prompts, writer.write(prompts, TEXT_TOKENS, SAMPLING), strict=True))
 
 
-def unigram_loss(run: RunConfig, samples: int | None) -> float:
-    """Nats per token of predicting validation tokens from their frequency in the training data alone.
+def unigram_loss(run: RunConfig, limit: int | None) -> float:
+    """Nats per token of predicting held-out tokens from their frequency in the training data alone.
 
     A model that learnt nothing but frequencies would have this loss; counts start at one.
     """
-    length = run.data.sequence_length
-    train, held_out = TokenDataset(run.data.train, length), TokenDataset(run.data.validation, length)
-    counts = np.ones(run.model.vocab_size)
-    for index in range(min(train.num_samples, BASELINE_SAMPLES)):
-        counts += np.bincount(train.sample(index)[1:], minlength=len(counts))
-    surprise = -np.log(counts / counts.sum())
-    chosen = range(min(held_out.num_samples, samples or held_out.num_samples))
-    return float(np.mean([surprise[held_out.sample(index)[1:]].mean() for index in chosen]))
+    counts = torch.ones(run.model.vocab_size, dtype=torch.float64)
+    train = open_training(run.data)
+    for first in range(0, BASELINE_TOKENS // run.data.sequence_length, MICRO_BATCH):
+        tokens = torch.from_numpy(train.read(np.arange(first, first + MICRO_BATCH), run.seed))
+        counts += torch.bincount(tokens[:, 1:].flatten(), minlength=len(counts))
+    surprise = -torch.log(counts / counts.sum())
+    targets = torch.cat([batch[:, 1:].flatten() for batch in held_out(run, limit)])
+    return surprise[targets].mean().item()
