@@ -211,6 +211,10 @@ def _values(blocks: Iterator[bytes], array: bool, spool: _Spool) -> Iterator[Rec
     long: Path | None = None
     try:
         for data, ends in json_values(blocks, array):
+            if not pending and not long:
+                value = data.lstrip()
+                line += data.count(b"\n", 0, len(data) - len(value))
+                data = value
             pending += data
             newlines += data.count(b"\n")
             if len(pending) > LONG_RECORD or (long and ends):
