@@ -1,6 +1,10 @@
-"""Continue text with the model of a run, decoding exactly: every token is thought about slot by slot.
+"""Continue text, decoding exactly: every token is thought about slot by slot.
 
-python launch/generate.py --run runs/X --prompt 'Once upon a time' --max-new-tokens 100 --temperature 0.8
+    python launch/generate.py --run runs/X --prompt 'Once upon a time' --temperature 0.8
+    python launch/generate.py --model hf/ --file prompts.jsonl --output texts.jsonl --max-new-tokens 200
+    python launch/generate.py --run runs/X                       a conversation, when started on a terminal
+
+--file takes one JSON object a line with a "prompt" and perhaps a "seed"; the same lines come out with a "text".
 """
 
 import argparse
@@ -19,50 +23,58 @@ def arguments() -> argparse.Namespace:
     )
     add_source_arguments(parser)
     add_device_argument(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="text to continue; several are one batch"
+    )
+    what.add_argument("--file", metavar="JSONL", help="prompts, one JSON object a line")
     parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="text to continue; several are decoded as one batch"
+        "--output", metavar="JSONL", help="where --file's results go (default: standard output)"
     )
     parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="prompts of --file at once (default 16)"
+    )
+    parser.add_argument("--show-thoughts", type=int, nargs="?", const=5, default=0, metavar="N",
+                        help="print the N likeliest tokens of every slot, through the norm and the head (default 5)")  # fmt: skip
+
+    how = parser.add_argument_group("how tokens are chosen")
+    how.add_argument(
         "--max-new-tokens", type=int, default=100, metavar="N", help="tokens to add (default 100)"
     )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="divides the logits; 0 is greedy (default 0)",
+    how.add_argument("--temperature", type=float, default=0.0, metavar="T",
+                     help="divides the logits; 0 takes the likeliest token (default 0)")  # fmt: skip
+    how.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens (default: all)")
+    how.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                     help="only the fewest tokens whose probability reaches P, in (0, 1] (default 1)")  # fmt: skip
+    how.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
+                     help="divides the positive logits of tokens already there; 1 changes nothing (default 1)")  # fmt: skip
+    how.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
     )
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="sample among the K likeliest tokens (default: all)"
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers (default 0)")
+
+    speed = parser.add_argument_group("how it is computed")
+    speed.add_argument("--prefill", default="exact", metavar="SOLVER",
+                       help="how prompts are read: exact, sequential, gauss_seidel or jacobi (default exact)")  # fmt: skip
+    speed.add_argument("--prefill-tolerance", type=float, default=1e-3, metavar="X",
+                       help="gauss_seidel and jacobi end when no latent moves by more than this share (default 1e-3)")  # fmt: skip
+    speed.add_argument(
+        "--prefill-chunk", type=int, metavar="N", help="prompt tokens read at once (default: all)"
     )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P",
-        help="sample among the fewest tokens whose probability reaches P in (0, 1] (default 1)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers (default 0)")
+    speed.add_argument("--draft", type=int, default=0, metavar="N",
+                       help="stage-causal models: tokens that slot 0 drafts for all slots to verify (default 0)")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
     try:
-        from latentpt.generation.sampling import Sampling
+        from latentpt.generation.command import run
         from latentpt.generation.text import Writer
         from latentpt.hub.source import open_source
 
         source = open_source(args)
-        writer = Writer(source.model, source.tokenizer())
-        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-        prompts = args.prompt or [""]
-        if len(prompts) == 1:
-            print(prompts[0], end="", flush=True)
-            writer.write(
-                prompts, args.max_new_tokens, sampling, lambda _, text: print(text, end="", flush=True)
-            )
-            print()
-            return 0
-        texts = writer.write(prompts, args.max_new_tokens, sampling)
-        print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
+        run(Writer(source.model, source.tokenizer()), args)
     except (ConfigError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

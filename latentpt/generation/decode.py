@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from latentpt.generation.cache import SlotCache
-from latentpt.generation.sampling import Sampling, sample
-from latentpt.seeding import stream
+from latentpt.generation.prefill import Prefill
+from latentpt.generation.sampling import Penalty, Sampling, sample
 from latentpt.thoughts.model import LanguageModel
+
+OnToken = Callable[[int, int], bool | None]
+"""Hears of (row, id) as ids are found; answering True ends the row."""
 
 
 class Session:
     """Exact decoding of a batch: S = N + 1 dependent steps of the trunk per token."""
 
     def __init__(self, model: LanguageModel, rows: int, capacity: int) -> None:
+        """Room for `rows` sequences of `capacity` positions; raises ValueError if a learned table has fewer rows."""
+        limit = model.config.max_positions
+        if model.config.positions == "learned" and capacity > limit:
+            raise ValueError(f"{capacity} tokens do not fit model.max_positions = {limit}, a learned table")
         self.model = model
         self.cache = SlotCache(model, rows, capacity)
 
@@ -26,8 +33,11 @@ class Session:
         return self.cache.filled // self.cache.slots
 
     @torch.no_grad()
-    def step(self, ids: Tensor) -> Tensor:
-        """Think about one more token per row, ids int64 [B]; returns h(t, N) after the final norm, [B, d]."""
+    def step(self, ids: Tensor, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
+        """Think about one more token per row, ids int64 [B]; returns h(t, N) after the final norm, [B, d].
+
+        `watch(slot, h)` is shown h(t, slot) after the final norm, [B, d], of every slot in turn.
+        """
         decoder, method = self.model.decoder, self.model.method
         tokens = method.tokens(decoder, ids[:, None], torch.full((1,), self.position, device=ids.device))
         angles = decoder.angles(tokens.positions)
@@ -35,25 +45,91 @@ class Session:
         for slot in range(method.slots):
             x, _ = decoder.run(u, angles, caches=self.cache.layers)
             self.cache.filled += 1
+            if watch is not None:
+                watch(slot, decoder.norm(x)[:, 0, 0])
             if slot + 1 < method.slots:
                 states = method.states(decoder, x) if method.feedback else None
                 u = method.latents(decoder, tokens, range(slot + 1, slot + 2), u, states)
         return decoder.norm(x)[:, 0, 0]
 
     @torch.no_grad()
-    def extend(self, ids: Tensor) -> Tensor:
-        """Think about several tokens, ids int64 [B, n], exactly; returns [B, n, d].
+    def extend(self, ids: Tensor, prefill: Prefill | None = None) -> Tensor:
+        """Think about several tokens, ids int64 [B, n]; returns [B, n, d].
 
-        In parallel where the method has an exact schedule for that, else token by token.
+        Exactly, unless `prefill` chooses otherwise: in parallel where the method has an exact schedule for that, else
+        token by token.
         """
-        method = self.model.method
-        schedule = method.exact_schedule()
-        if schedule.chunk == 1:
+        prefill = prefill or Prefill()
+        if not prefill.in_parallel(self.model):
             return torch.stack([self.step(column) for column in ids.unbind(1)], dim=1)
-        prefix = self.cache.keys_values() if self.cache.filled else None
-        hidden, kv = self.model.think(ids, schedule, prefix, keep=True)
-        self.cache.write(kv)
-        return hidden
+        pieces = []
+        for piece in ids.split(prefill.chunk or ids.shape[1], dim=1):
+            prefix = self.cache.keys_values() if self.cache.filled else None
+            hidden, kv = prefill.read(self.model, piece, prefix)
+            self.cache.write(kv)
+            pieces.append(hidden)
+        return torch.cat(pieces, dim=1)
+
+
+class Continuations:
+    """What the rows of a batch read and say: a row whose prompt goes on reads it, the others say what was found."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        on_token: OnToken | None = None,
+    ) -> None:
+        """Raises ValueError for an empty prompt or no room for an answer."""
+        if not prompts or not all(prompts):
+            raise ValueError("every prompt needs at least one token; begin with the end-of-document token")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        self.prompts, self.max_new_tokens = prompts, max_new_tokens
+        self.stop_ids, self.on_token = frozenset(stop_ids), on_token
+        self.found: list[list[int]] = [[] for _ in prompts]
+        self.ended = [False] * len(prompts)
+
+    @property
+    def common(self) -> int:
+        """Tokens that every prompt has."""
+        return min(map(len, self.prompts))
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the longest row may come to think about; the last token is never read."""
+        return max(map(len, self.prompts)) + self.max_new_tokens - 1
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return all(self.ended)
+
+    def given(self, row: int, position: int) -> int | None:
+        """The id that the prompt has at a position, None beyond its end."""
+        prompt = self.prompts[row]
+        return prompt[position] if position < len(prompt) else None
+
+    def take(self, row: int, token: int) -> None:
+        """A row has found its next id; one that has ended already says nothing more."""
+        if self.ended[row]:
+            return
+        self.found[row].append(token)
+        told = self.on_token is not None and self.on_token(row, token)
+        full = len(self.found[row]) >= self.max_new_tokens
+        self.ended[row] = bool(told) or full or token in self.stop_ids
+
+    def speaking(self, position: int) -> list[int]:
+        """The rows whose prompt is over at a position."""
+        return [row for row, prompt in enumerate(self.prompts) if position >= len(prompt)]
+
+    def next(self, position: int, sampled: Mapping[int, int]) -> list[int]:
+        """The ids at a position: the prompts', or those sampled for the rows that speak, which are taken."""
+        for row in self.speaking(position):
+            self.take(row, sampled[row])
+        given = (self.given(row, position) for row in range(len(self.prompts)))
+        return [sampled[row] if token is None else token for row, token in enumerate(given)]
 
 
 def generate(
@@ -62,41 +138,43 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop_ids: Sequence[int] = (),
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: OnToken | None = None,
+    prefill: Prefill | None = None,
+    streams: Sequence[torch.Generator] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt by up to max_new_tokens ids; returns the new ids of each, a stop id included.
 
     Prompts may differ in length: all rows decode at the same position, a row whose prompt goes on reads it, the
     others what they sampled; so there is no padding to see and a row's result does not depend on its neighbours.
-    `on_token(row, id)` is called as ids are found. Raises ValueError for an empty prompt.
+    `on_token(row, id)` hears of ids as they are found and ends the row by answering True; `streams` replace the rows'
+    random streams, which otherwise follow from the seed and the row. Raises ValueError for an empty prompt.
     """
-    if not prompts or not all(prompts):
-        raise ValueError("every prompt needs at least one token; begin with the end-of-document token")
+    rows = Continuations(prompts, max_new_tokens, stop_ids, on_token)
     device = next(model.parameters()).device
     sampling = sampling or Sampling()
-    lengths = [len(prompt) for prompt in prompts]
-    streams = [stream(sampling.seed, "row", row) for row in range(len(prompts))]
-    common = min(lengths)
-    session = Session(model, len(prompts), max(lengths) + max_new_tokens)
-    hidden = session.extend(torch.tensor([prompt[:common] for prompt in prompts], device=device))[:, -1]
-    results: list[list[int]] = [[] for _ in prompts]
+    streams = streams or sampling.streams(len(prompts))
+    read = torch.tensor([prompt[: rows.common] for prompt in prompts], device=device)
+    session = Session(model, len(prompts), rows.capacity)
+    hidden = session.extend(read, prefill)[:, -1]
+    penalty = None
+    if sampling.repetition_penalty != 1:
+        penalty = Penalty(sampling.repetition_penalty, len(prompts), model.config.vocab_size, device)
+        for column in read.T.tolist():
+            penalty.note(column)
     while True:
-        position = session.position
-        found = sample(model.decoder.head(hidden), sampling, streams)
-        ids = []
-        for row, prompt in enumerate(prompts):
-            if position < lengths[row]:
-                ids.append(prompt[position])
-                continue
-            ids.append(found[row])
-            if not _finished(results[row], max_new_tokens, stop_ids):
-                results[row].append(found[row])
-                if on_token is not None:
-                    on_token(row, found[row])
-        if all(_finished(result, max_new_tokens, stop_ids) for result in results):
-            return results
+        logits = model.decoder.head(hidden)
+        # A row draws for its own ids alone, or its stream would depend on its neighbours' prompts.
+        speaking = rows.speaking(session.position)
+        chosen = (logits if penalty is None else penalty(logits))[speaking]
+        sampled = sample(chosen, sampling, [streams[row] for row in speaking])
+        ids = rows.next(session.position, dict(zip(speaking, sampled, strict=True)))
+        if rows.done:
+            return rows.found
+        if penalty is not None:
+            penalty.note(ids)
         hidden = session.step(torch.tensor(ids, device=device))
 
 
-def _finished(result: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> bool:
-    return len(result) >= max_new_tokens or bool(result and result[-1] in stop_ids)
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Prompts from padded ids [B, L], wherever the padding is; mask [B, L] is 0 or False there."""
+    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]

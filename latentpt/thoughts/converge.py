@@ -32,7 +32,7 @@ def solve_to_tolerance(
     again = Sweep(slots, stride=slots if slot_by_slot else 1)
     growing = [] if slot_by_slot else [Sweep(k) for k in range(1, slots)]
     cells: Cells | None = None
-    for sweep, following in zip(growing, [*growing[1:], again], strict=True):
+    for sweep, following in zip(growing, [*growing, again][1:], strict=True):
         cells = stretch.sweep(sweep, following, cells, keep=False)
     before: Tensor | None = None
     count = 1

@@ -71,6 +71,8 @@ def test_sampling_depends_on_the_seed_and_the_row_alone():
     torch.manual_seed(1)
     assert first == generate(model, [[1, 2], [3, 4, 5]], 12, warm)
     assert first[0] == generate(model, [[1, 2]], 12, warm)[0]
+    second = generate(model, [[3, 4, 5]], 12, warm, streams=warm.streams(2)[1:])
+    assert first[1] == second[0]  # its neighbour was shorter, and spoke while it was read
     assert first != generate(model, [[1, 2], [3, 4, 5]], 12, Sampling(temperature=1.0, seed=6))
 
 

@@ -1,12 +1,14 @@
 """From text to text, and the command that does it."""
 
+import json
+
 import pytest
 import torch
 
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
-from latentpt.generation.text import Writer
+from latentpt.generation.text import GrowingText, Options, Writer
 from tests.conftest import tiny_model
 from tests.folders import BYTES_VOCAB, launch, write_run, write_tokenizer
 
@@ -36,6 +38,77 @@ def test_streamed_pieces_add_up_to_the_text_returned(writer):
 
 def test_an_empty_prompt_begins_after_the_end_of_document_token(writer):
     assert writer.encode("") == [256]
+
+
+def test_a_stop_string_ends_the_text_and_is_never_heard_of(writer):
+    free = writer.continue_ids([writer.encode("ab")], Options(40, Sampling(temperature=1.0)))[0]
+    stop = free[11:14]
+    heard = []
+    options = Options(40, Sampling(temperature=1.0), stop=("never said", stop))
+    text = writer.continue_ids([writer.encode("ab")], options, lambda _, piece: heard.append(piece))[0]
+    assert text == free[: free.index(stop)] == "".join(heard)
+
+
+@pytest.mark.parametrize("stop", [(), ("ÿx",), ("é",)])
+def test_characters_and_stop_strings_come_out_whole(tmp_path, stop):
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path))
+    said = "naïve café ☕ ÿ!"
+    growing = GrowingText(tokenizer, [256], stop)
+    pieces = [growing.add(token) for token in [*tokenizer.encode(said), 256]]
+    text = "".join([*pieces, growing.rest()])
+    assert text == growing.said == (said.split("é")[0] if stop == ("é",) else said)
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_a_repetition_penalty_drives_out_what_was_said():
+    model = bytes_model()
+    repeated = generate(model, [[1, 1, 1]], 30)[0]
+    varied = generate(model, [[1, 1, 1]], 30, Sampling(repetition_penalty=1e6))[0]
+    assert len(set(varied)) == 30 and 1 not in varied and len(set(repeated)) < 30
+
+
+def test_a_file_of_prompts_comes_back_line_by_line(tmp_path, monkeypatch, capsys):
+    data = write_tokenizer(tmp_path / "data")
+    model = bytes_model(method="latent", num_thoughts=1)
+    run = write_run(tmp_path / "run", model, data)
+    records = [{"prompt": "a long prompt", "id": 7}, {"prompt": "b", "seed": 5}, {"prompt": "cc"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    warm = ("--temperature", 1, "--max-new-tokens", 8, "--device", "cpu", "--seed", 9)
+    for size in (1, 2):
+        out = tmp_path / f"{size}.jsonl"
+        arguments = ("--file", tmp_path / "in.jsonl", "--output", out, "--batch-size", size)
+        assert launch("generate", monkeypatch, "--run", run, *arguments, *warm) == 0
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+    written = [json.loads(line) for line in (tmp_path / "1.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in line.items() if k != "text"} for line in written] == records
+    alone = Writer(model, load_tokenizer(data)).write(["b"], 8, Sampling(temperature=1, seed=5))
+    assert written[1]["text"] == alone[0]
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    assert launch("generate", monkeypatch, "--run", run, "--file", tmp_path / "in.jsonl") == 2
+    assert 'line 2 has no text under "prompt"' in capsys.readouterr().err
+
+
+def test_a_conversation_goes_on_from_everything_said(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run", bytes_model(), write_tokenizer(tmp_path / "data"))
+    typed = iter(["hello", "", "/new", "x", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert launch("generate", monkeypatch, "--run", run, "--max-new-tokens", 6, "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    writer = Writer(bytes_model(), load_tokenizer(tmp_path / "data"))
+    first = writer.write(["hello"], 6, Sampling())[0]
+    assert f"{first}\n" in out and f"{writer.write(['hello' + first], 6, Sampling())[0]}\n" in out
+
+
+def test_thoughts_are_shown_and_drafts_change_no_text(tmp_path, monkeypatch, capsys):
+    model = bytes_model(method="latent", num_thoughts=1, visibility="stage_causal")
+    run = write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
+    common = ("--run", run, "--prompt", "ab", "--max-new-tokens", 5, "--device", "cpu")
+    assert launch("generate", monkeypatch, *common) == 0
+    plain = capsys.readouterr().out
+    assert launch("generate", monkeypatch, *common, "--draft", 3, "--show-thoughts", 2) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(plain) and "    0  'a'" in shown and "slot 1: " in shown
 
 
 def test_the_command_continues_each_prompt(tmp_path, monkeypatch, capsys):
