@@ -1,0 +1,84 @@
+"""Measure the training step, or estimate a run before it is trained.
+
+    python launch/bench.py --config configs/pythia-70m-latent1.yaml --estimate --devices 8 --memory 80
+    python launch/bench.py --config configs/pythia-31m.yaml thoughts.method=latent thoughts.num_thoughts=1
+    PYTHONPATH=folder-with-transformers-4.46.1 python launch/bench.py --config ... --reference checkout-of-PonderLM-2
+
+The measurement times forward and backward by every solver, side by side in one process; with --reference also the
+published implementation, with the same weights and batch, after checking that loss and gradients are equal.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from latentpt.config import ConfigError
+from latentpt.run import load_run_config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a run in YAML")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="override an option of the run"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="print time, memory and the largest micro-batch; run nothing"
+    )
+    parser.add_argument("--devices", type=int, default=1, help="devices to estimate for (default: 1)")
+    parser.add_argument(
+        "--memory", type=float, default=80.0, help="memory of one device in GiB (default: 80)"
+    )
+    parser.add_argument(
+        "--tflops", type=float, default=400.0, help="sustained TFLOP/s of one device (default: 400)"
+    )
+    parser.add_argument("--rows", type=int, help="samples in the timed batch (default: training.micro_batch)")
+    parser.add_argument("--repeats", type=int, default=10, help="timed rounds (default: 10)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="checkout of the published code to measure beside ours"
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_run_config(arguments.config, arguments.overrides)
+        if arguments.estimate:
+            from latentpt.benchmark.estimate import report
+
+            print(report(config, arguments.devices, arguments.memory, arguments.tflops))
+            return 0
+        measure(config, arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(config, arguments) -> None:
+    """Time the step on the GPU if there is one, else on the CPU."""
+    import torch
+
+    from latentpt.benchmark.step import run
+    from latentpt.training.monitor import peak_flops
+
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    low = config.training.precision == "bf16"
+    peak = peak_flops(torch.device(device), config.training.precision, config.monitor.peak_tflops)
+    rows, length = arguments.rows or config.training.micro_batch, config.data.sequence_length
+    print(
+        f"{rows} samples of {length} tokens, {config.training.precision}, {device}, torch {torch.__version__}"
+    )
+    if arguments.reference is None:
+        print("the published code is not measured: name a checkout with --reference")
+    print(
+        run(
+            config.model, config.thoughts, rows, length, arguments.repeats, device,
+            torch.bfloat16 if low else torch.float32, arguments.reference, peak and peak / 1e12,
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Estimates against the real step on this machine."""
+
+import pytest
+import torch
+
+from latentpt.benchmark.estimate import estimate, report
+from latentpt.benchmark.memory import PeakMemory
+from latentpt.run import RunConfig
+from latentpt.thoughts.model import LanguageModel
+
+ARMS = {
+    "vanilla": {},
+    "jacobi": {"method": "latent", "num_thoughts": 1, "refinements": 2},
+    "truncated": {"method": "latent", "num_thoughts": 1, "refinements": 2, "bptt_passes": 1},
+    "stage": {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"},
+    "ponder": {"method": "ponder", "num_thoughts": 1},
+}
+
+
+def config_of(thoughts, layers=2, **training):
+    return RunConfig(
+        model={
+            "vocab_size": 300,
+            "hidden_size": 64,
+            "num_layers": layers,
+            "num_heads": 4,
+            "max_positions": 64,
+        },
+        thoughts=thoughts,
+        data={"sequence_length": 64},
+        training={"tokens": 6400, "batch_samples": 4, "micro_batch": 4, **training},
+    )
+
+
+def real_peak(config, samples):
+    model = LanguageModel(
+        config.model, config.thoughts, checkpoint_activations=config.training.checkpoint_activations
+    )
+    tokens = torch.zeros(samples, 65, dtype=torch.long)
+    with PeakMemory(outside=[*model.parameters(), tokens]) as memory:
+        model(tokens[:, :-1], targets=tokens[:, 1:], return_logits=False).loss.backward()
+    return memory.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointed"),
+    [("vanilla", False), ("jacobi", True), ("truncated", False), ("stage", True), ("ponder", False)],
+)
+def test_estimated_activations_equal_those_of_the_real_step(name, checkpointed):
+    config = config_of(ARMS[name], checkpoint_activations=checkpointed)
+    real = real_peak(config, 3) - real_peak(config, 2)
+    assert estimate(config).sample_bytes == pytest.approx(real, rel=0.05)
+
+
+def test_checkpointing_and_truncation_save_what_they_promise():
+    full = real_peak(config_of(ARMS["jacobi"]), 2)
+    assert real_peak(config_of(ARMS["truncated"]), 2) < 0.6 * full
+    assert real_peak(config_of(ARMS["jacobi"], checkpoint_activations=True), 2) < 0.6 * full
+
+
+def test_zero_divides_what_its_stage_says():
+    config = config_of({})
+    sizes = [
+        estimate(
+            config.model_copy(update={"zero": config.zero.model_copy(update={"stage": s})}), 4
+        ).state_bytes
+        for s in (0, 1, 2, 3)
+    ]
+    n = estimate(config).parameters
+    assert sizes == [16 * n, (8 + 8 / 4) * n, (4 + 12 / 4) * n, 16 / 4 * n]
+
+
+def test_the_report_names_every_figure_with_its_unit():
+    text = report(config_of(ARMS["jacobi"]), devices=2, memory_gib=1.0, tflops=100.0)
+    for word in ("parameters", "FLOPs per token", "GiB", "largest micro-batch", "bytes", "tokens/s"):
+        assert word in text
+    assert "none fits" in report(config_of({}), devices=1, memory_gib=1e-6, tflops=1.0)
