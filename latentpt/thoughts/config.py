@@ -36,6 +36,9 @@ class ThoughtsConfig(Section):
     training step from (seed, step); evaluation uses high."""
     draw: Literal["uniform", "inverse_cost"] = "uniform"
     """How K is drawn from a range: all alike, or with probability proportional to 1 / cost."""
+    residual_target: float | None = None
+    """Adapt K instead of drawing it: the smallest K in the range whose last refinement moved the latents by less than this
+    (relative norm), as measured two steps before; null draws."""
     stride: int = 2
     """Solver strided: every stride-th position is solved together."""
     chunk: int | None = None
@@ -79,6 +82,8 @@ class ThoughtsConfig(Section):
                     f"thoughts.curriculum has num_thoughts = {phase.num_thoughts}, "
                     f"which must lie between 0 and thoughts.num_thoughts = {self.num_thoughts}"
                 )
+        if self.residual_target is not None and self.residual_target <= 0:
+            raise ValueError(f"thoughts.residual_target must be null or positive, got {self.residual_target}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"thoughts.top_k must be null or at least 1, got {self.top_k}")
         if self.method == "vanilla" and self.num_thoughts:

@@ -24,8 +24,6 @@ class ModelOutput(NamedTuple):
     """Mean cross-entropy in nats over the targets, if there were any."""
     logits: Tensor | None
     """[B, L, V], one row per position: that of its last slot; None if not wanted."""
-    residuals: Tensor | None = None
-    """How far each refinement moved the latents, float32 [K], if asked to measure."""
 
 
 class LanguageModel(nn.Module):
@@ -85,14 +83,13 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         schedule: Schedule | None = None,
         return_logits: bool = True,
-        measure: bool = False,
+        residuals: Residuals | None = None,
     ) -> ModelOutput:
         """Predict the next token at every position of ids int64 [B, L].
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
-        Positions whose target is -100 carry no loss. `measure` asks for the residuals of the refinements.
+        Positions whose target is -100 carry no loss. `residuals` are told how far each refinement moved the latents.
         """
-        residuals = Residuals() if measure else None
         hidden, _ = self.think(input_ids, schedule, residuals=residuals)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
@@ -100,4 +97,4 @@ class LanguageModel(nn.Module):
         if targets is not None:
             loss = self.decoder.head(hidden, targets) / (targets != IGNORE).sum()
         logits = self.decoder.head(hidden) if return_logits else None
-        return ModelOutput(loss, logits, residuals.values() if residuals else None)
+        return ModelOutput(loss, logits)

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class Progress:
     """Steps skipped for a non-finite gradient."""
     skipped_in_a_row: int = 0
     """Of these, the ones since the last applied step."""
+    refinements: int | None = None
+    """Refinements of the last step where they adapt."""
+    residuals: list[list[float]] = field(default_factory=list)
+    """Measured residuals that have not decided on refinements yet, see `adaptive`."""
 
 
 def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, Any]) -> Path:

@@ -25,7 +25,9 @@ from latentpt.files import write_text
 from latentpt.run import RunConfig, RunFolder, read_metrics
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
+from latentpt.thoughts.solvers import Residuals
 from latentpt.training import checkpoint
+from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.checkpoint import Progress
 from latentpt.training.engine import Engine, start_processes
 from latentpt.training.flops import schedule_cost, training_flops_per_token
@@ -81,9 +83,12 @@ def compile_blocks(model: LanguageModel, **options: Any) -> None:
         block.compile(**options)
 
 
-def training_loss(model: LanguageModel, tokens: Tensor, schedule: Schedule) -> Tensor:
-    """Mean nats per target of samples [b, L + 1]."""
-    loss = model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss
+def training_loss(
+    model: LanguageModel, tokens: Tensor, schedule: Schedule, residuals: Residuals | None = None
+) -> Tensor:
+    """Mean nats per target of samples [b, L + 1]; `residuals`, if given, are told what refinements moved."""
+    ids, targets = tokens[:, :-1], tokens[:, 1:]
+    loss = model(ids, targets=targets, schedule=schedule, residuals=residuals, return_logits=False).loss
     assert loss is not None  # there are targets
     return loss
 
@@ -118,6 +123,11 @@ class Trainer:
             device,
         )
         self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
+        self.adaptive: AdaptiveRefinements | None = None
+        if config.thoughts.residual_target is not None:
+            done = self.progress
+            self.adaptive = AdaptiveRefinements(model.method, done.refinements, done.residuals)
+        self.residuals: Tensor | None = None  # of the last step, where it was measured
         self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
         peak = peak_flops(device, settings.precision, config.monitor.peak_tflops)
         self.peak = peak * self.world if peak is not None else None
@@ -142,7 +152,7 @@ class Trainer:
             self.clock = Clock(self.progress.seconds)  # building and loading were no training
             reason = None
             while self.progress.step < self.end and reason is None:
-                schedule = self.model.training_schedule(self.config.seed, self.progress.step)
+                schedule = self.next_schedule()
                 loss, lr = self.step(stream, schedule)
                 self.after_step(loss, lr, schedule)
                 reason = signals.reason()
@@ -161,13 +171,20 @@ class Trainer:
             self.progress.samples,
         )
 
+    def next_schedule(self) -> Schedule:
+        """The schedule of the coming step, equal on all ranks."""
+        if self.adaptive is not None:
+            return self.adaptive.schedule(self.progress.step)
+        return self.model.training_schedule(self.config.seed, self.progress.step)
+
     def step(self, stream: BatchStream, schedule: Schedule) -> tuple[Tensor, float]:
         """One optimizer step; returns this rank's mean loss (on the device) and the learning rate."""
         progress, engine = self.progress, self.engine
+        measured = Residuals() if self.adaptive is not None or self.logs(progress.step + 1) else None
         loss = torch.zeros((), device=self.device)
         for _ in range(engine.accumulation):
             tokens = next(stream).to(self.device, non_blocking=True)
-            loss += engine.accumulate(tokens, schedule).float() / engine.accumulation
+            loss += engine.accumulate(tokens, schedule, measured).float() / engine.accumulation
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, progress.step, self.total)
         engine.step(lr)
         tokens_read = self.global_batch * self.length
@@ -175,9 +192,24 @@ class Trainer:
         progress.samples += self.global_batch
         progress.tokens += tokens_read
         progress.training_flops += tokens_read * self.flops_per_token(schedule)
+        self.measure(measured)
         self.skips.count(progress.step, engine.applied)
         progress.skipped, progress.skipped_in_a_row = self.skips.total, self.skips.in_a_row
         return loss, lr
+
+    def measure(self, measured: Residuals | None) -> None:
+        """Average the residuals of a step over ranks, on the device."""
+        self.residuals = measured.values() if measured is not None else None
+        if self.residuals is not None:
+            self.residuals = self.residuals.to(self.device)
+            dist.all_reduce(self.residuals)
+            self.residuals /= self.world
+            if self.adaptive is not None:
+                self.adaptive.observe(self.residuals)
+
+    def logs(self, step: int) -> bool:
+        """Whether a step gets a line of metrics."""
+        return step % self.config.monitor.every == 0 or step in (1, self.total)
 
     def flops_per_token(self, schedule: Schedule) -> float:
         """FLOPs of forward and backward per token under the schedule of a step."""
@@ -192,7 +224,7 @@ class Trainer:
         if self.monitor is not None:
             self.monitor.advance()
         last = step == self.total
-        if step % self.config.monitor.every == 0 or step == 1 or last:
+        if self.logs(step):
             self.log(loss, lr, schedule)
         if step % self.config.validation.every == 0 or last:
             self.validate()
@@ -207,6 +239,7 @@ class Trainer:
         tokens_before, flops_before, seconds_before = self.logged
         self.logged = (progress.tokens, progress.training_flops, seconds)
         elapsed = max(seconds - seconds_before, 1e-9)
+        residuals = self.residuals.tolist() if self.residuals is not None else []
         flops_per_second = (progress.training_flops - flops_before) / elapsed
         self.record(
             kind="train",
@@ -217,6 +250,7 @@ class Trainer:
             mfu=flops_per_second / self.peak if self.peak is not None else None,
             refinements=schedule.refinements if self.config.thoughts.num_thoughts else None,
             skipped=progress.skipped,
+            **{f"residual/{k}": residual for k, residual in enumerate(residuals, start=1)},
         )
 
     def record(self, kind: str, **values: Any) -> None:
@@ -263,6 +297,8 @@ class Trainer:
         """Write a checkpoint of this step and remove those that need not be kept."""
         settings, folder = self.config.checkpoint, self.config.folder.checkpoints
         self.progress.seconds = self.clock.seconds
+        if self.adaptive is not None:
+            self.progress.refinements, self.progress.residuals = self.adaptive.state()
         with self.clock:
             checkpoint.save(folder, self.engine, self.progress, self.config.model_dump(mode="json"))
             if self.rank == 0:

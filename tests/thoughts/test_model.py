@@ -58,5 +58,5 @@ def test_learned_positions_refuse_a_sequence_that_is_too_long():
         ModelConfig(family="gpt2", vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, max_positions=4),
         ThoughtsConfig(),
     )
-    with pytest.raises(ValueError, match="5 tokens do not fit model.max_positions = 4"):
+    with pytest.raises(ValueError, match=r"5 tokens do not fit model\.max_positions = 4"):
         model(torch.zeros(1, 5, dtype=torch.long))

@@ -13,6 +13,7 @@ from latentpt.thoughts.schedule import (
     sequential,
     strided,
 )
+from latentpt.thoughts.solvers import Residuals
 from tests.conftest import tiny_ids, tiny_model
 
 
@@ -283,8 +284,9 @@ def test_mixtures_in_chunks_equal_the_plain_formula_in_values_and_gradients():
 def test_residuals_shrink_and_measuring_changes_nothing(solver):
     model = tiny_model(method="latent", num_thoughts=1, refinements=6, solver=solver, stride=3, weights=1.0)
     ids = tiny_ids(length=9)
-    plain, measured = model(ids, labels=ids), model(ids, labels=ids, measure=True)
-    torch.testing.assert_close(measured[:2], plain[:2], atol=0, rtol=0)
-    residuals = measured.residuals.clamp(min=1e-12)  # below is rounding
-    assert plain.residuals is None and residuals.shape == (6,)
+    measured = Residuals()
+    plain, watched = model(ids, labels=ids), model(ids, labels=ids, residuals=measured)
+    torch.testing.assert_close(watched, plain, atol=0, rtol=0)
+    residuals = measured.values().clamp(min=1e-12)  # below is rounding
+    assert residuals.shape == (6,)
     assert (residuals[1:] <= residuals[:-1]).all() and residuals[-1] < 1e-3 < residuals[0]
