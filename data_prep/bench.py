@@ -142,7 +142,7 @@ def _tokenize(files: list[str], tokenizer: str, output: str, workers: int) -> No
 
 def measure_memory(size: int, tokenizer: str, workers: int) -> None:
     """Tokenize `size` bytes of generated text and print the peak memory of the parent and of its largest child."""
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory() as folder:  # TMPDIR says where there is room
         path = Path(folder) / "synthetic.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for text in synthetic_documents(size):

@@ -37,7 +37,11 @@ def finish(job: Job, tokenizer: Tokenizer, eod_id: int) -> bool:
     Several processes may try at once: one does it. Raises DataError when too many records are bad, when there is
     no document at all or when documents and quarantined records do not add up to the records read.
     """
-    with (job.work / "finish.lock").open("w") as lock:
+    try:
+        lock = (job.work / "finish.lock").open("w")
+    except FileNotFoundError:  # another process has just finished
+        return job.finished_mark.is_file()
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if job.finished_mark.is_file():
             return True
@@ -46,7 +50,7 @@ def finish(job: Job, tokenizer: Tokenizer, eod_id: int) -> bool:
             return False
         units = [json.loads(path.read_text()) for path in paths]
         _assemble(job, units, tokenizer, eod_id)
-    shutil.rmtree(job.work)
+    shutil.rmtree(job.work, ignore_errors=True)
     return True
 
 
@@ -110,6 +114,8 @@ def _write_folder(
     """Move a route's shards to their final names and write tokenizer and manifest beside them."""
     folder = job.folder / route
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.tmp"):
+        stale.unlink()
     infos, sources = [], defaultdict[str, Counts](Counts)
     for number, (prefix, entry) in enumerate(shards):
         name = f"{job.name}-{number:05d}-of-{len(shards):05d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -119,6 +120,7 @@ def tokenize(
     tokenizer = load_tokenizer(job.encode.tokenizer)
     eod_id = end_of_document(tokenizer, job.encode.eod)
     if job.prepare():
+        shutil.rmtree(job.work, ignore_errors=True)  # a kill may have left it
         print(f"{job.folder}: is finished already")
         return
     index, count = part or (0, 1)

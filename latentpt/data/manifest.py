@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path` through a side file, so that the file is there whole or not at all."""
-    side = path.with_name(path.name + ".tmp")
+    side = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # processes may write the same file at once
     with side.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False, sort_keys=False)
         file.write("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from latentpt.data.batches import TokenDataset
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from tests.data_prep.folders import files, lines, texts, tokenize
+
+SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 @pytest.mark.parametrize("kind", ["json", "model"])
@@ -236,3 +239,17 @@ def test_workers_leave_when_their_parent_is_killed(
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert len(children) >= 2 and not alive
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (SHARED / "data/corpus").is_dir() or "CI" not in os.environ,
+    reason="needs the shared corpus and a minute of two cores: CI runs it",
+)
+def test_a_real_corpus_has_the_counts_that_the_documentation_states(tmp_path: Path) -> None:
+    tokenizer = SHARED / "data/tokenizers/gpt-neox-20b/tokenizer.json"
+    options = ("--input", SHARED / "data/corpus", "--workers", "2", "--max-bad", "0%")
+    assert tokenize(tokenizer, tmp_path / "out", *options) == 0
+    counts = read_manifest(tmp_path / "out").counts
+    assert (counts.documents, counts.tokens, counts.text_bytes) == (3541, 20_872_697, 82_521_835)
+    assert main(["verify", str(tmp_path / "out")]) == 0
