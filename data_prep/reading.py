@@ -130,7 +130,9 @@ class _Spool:
     def new(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.count += 1
-        return self.folder / f"long-{self.count:06d}"
+        path = self.folder / f"long-{self.count:06d}"
+        path.unlink(missing_ok=True)  # left by a start that was killed
+        return path
 
 
 def _separated(blocks: Iterator[bytes], separator: bytes | None, spool: _Spool) -> Iterator[Record]:

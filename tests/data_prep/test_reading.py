@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from data_prep.inputs import Piece, plan_units
 from data_prep.reading import PieceReader, ReadOptions
 from data_prep.records import parse
+from latentpt.data.indexed import Shard
 from latentpt.data.manifest import read_manifest
+from latentpt.data.tokenizer import load_tokenizer
 from tests.data_prep.folders import files, lines, texts, tokenize
 
 
@@ -189,13 +192,9 @@ def test_a_long_text_has_the_ids_it_has_in_one_go(
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from latentpt.data.tokenizer import load_tokenizer
-
     (tmp_path / "a.jsonl").write_bytes(lines([" ".join(documents)]))
     monkeypatch.setattr("data_prep.encoding.PIECE", 2000)
     assert tokenize(tokenizers[kind], tmp_path / "out", "--input", tmp_path / "a.jsonl") == 0
-    from latentpt.data.indexed import Shard
-
     tokens = Shard(tmp_path / "out" / read_manifest(tmp_path / "out").shards[0].name).tokens
     assert tokens[:-1].tolist() == load_tokenizer(tokenizers[kind]).encode(" ".join(documents))
 
@@ -214,9 +213,20 @@ def test_a_long_bad_record_is_bad_too(
     assert quarantine(tmp_path / "out")[0][1] == 2
 
 
-def test_ranges_of_a_file_hold_every_line_once(tmp_path: Path) -> None:
-    from data_prep.inputs import plan_units
+def test_what_a_killed_start_left_of_a_long_record_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.reading.LONG_RECORD", 50)
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "x" * 100}]))
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool/long-000001").write_text("left over")
+    piece = Piece(str(tmp_path / "a.json"), 0, (tmp_path / "a.json").stat().st_size)
+    (record,) = PieceReader(piece, ReadOptions(), tmp_path / "spool")
+    assert isinstance(record.raw, Path)
+    assert json.loads(record.raw.read_text()) == {"text": "x" * 100}
 
+
+def test_ranges_of_a_file_hold_every_line_once(tmp_path: Path) -> None:
     documents = ["x" * (i % 23) + str(i) for i in range(200)]
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(documents))
