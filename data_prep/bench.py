@@ -33,6 +33,7 @@ from latentpt.data.tokenizer import load_tokenizer
 
 _BATCH = 64  # documents a call of encode_batch gets
 _VOCABULARY = 50_000  # synthetic words
+_POOL_WORDS = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,17 +163,21 @@ def measure_memory(size: int, tokenizer: str, workers: int) -> None:
 
 
 def synthetic_documents(size: int) -> Iterator[Iterator[str]]:
-    """Documents of random words as pieces of text, `size` bytes in all; the middle one has a tenth of them."""
+    """Documents as pieces of text, `size` bytes in all; the middle one has a tenth of them.
+
+    Each is cut at random from a few megabytes of random words, common ones far more often than rare ones.
+    """
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     words = ["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 10, size=_VOCABULARY)]
+    ranks = (rng.pareto(0.7, size=_POOL_WORDS) * 20 % _VOCABULARY).astype(int)
+    pool = " ".join([words[rank] for rank in ranks])
 
     def pieces(length: int) -> Iterator[str]:
         while length > 0:
-            text = (
-                " ".join(words[i] for i in (rng.pareto(0.7, size=4096) * 20 % _VOCABULARY).astype(int)) + " "
-            )
-            yield text[:length]
+            start = int(rng.integers(len(pool) // 2))
+            text = pool[start : start + min(length, len(pool) // 2)]
+            yield text
             length -= len(text)
 
     half = size * 45 // 100

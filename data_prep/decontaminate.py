@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ngram", type=int, default=13, help="words of the run that must not be shared (default: 13)"
     )
+    parser.add_argument(
+        "--shared-runs",
+        type=int,
+        default=1,
+        help="runs a document must share to be removed; more than 1 lets common phrases pass (default: 1)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         Path(arguments.output),
         find_inputs(arguments.evaluation),
         arguments.ngram,
+        arguments.shared_runs,
         arguments.executor,
         arguments.workers,
     )
@@ -89,15 +96,15 @@ class Evaluation:
             order = np.argsort(values)
             self.runs[length] = values[order], np.array(list(known.values()), np.int64)[order]
 
-    def overlap(self, text: str, hashes: WordHashes) -> dict[str, Any] | None:
-        """The first run of `text` that an evaluation file has too, and which file; None if there is none."""
+    def overlap(self, text: str, hashes: WordHashes, least: int) -> dict[str, Any] | None:
+        """The first run of `text` that an evaluation file has too, and which; None if it shares fewer than `least`."""
         words = words_of(text)
         hashed = hashes(words)
         for length, (values, files) in self.runs.items():
             runs = ngram_hashes(hashed, length)
             at = np.minimum(np.searchsorted(values, runs), len(values) - 1)
             shared = np.flatnonzero(values[at] == runs)
-            if shared.size:
+            if shared.size >= least:
                 first = int(shared[0])
                 file = self.files[files[at[first]]]
                 return {
@@ -139,28 +146,35 @@ def decontaminate(
     output: Path,
     evaluation: list[str],
     ngram: int,
+    shared_runs: int,
     executor: str,
     workers: int,
 ) -> dict[str, Any]:
-    """Write the documents of `units` that share no run of `ngram` words with `evaluation`; return the report."""
-    if ngram < 1:
-        raise DataError(f"--ngram must be at least 1, got {ngram}")
+    """Write the documents of `units` that share fewer than `shared_runs` runs of `ngram` words with `evaluation`.
+
+    Returns the report.
+    """
+    if min(ngram, shared_runs) < 1:
+        raise DataError(f"--ngram and --shared-runs must be at least 1, got {ngram} and {shared_runs}")
     with output_folder(output) as folder:
         known = Evaluation(evaluation, ngram, folder)
-        results = map_units(partial(_filter, options, folder, known), units, executor, workers)
+        results = map_units(partial(_filter, options, folder, known, shared_runs), units, executor, workers)
         details = {
             "evaluation": evaluation,
             "ngram": ngram,
+            "shared_runs": shared_runs,
             "evaluation_texts": known.texts,
             "evaluation_texts_too_short": known.skipped,
         }
         return gather(folder, results, details)
 
 
-def _filter(options: ReadOptions, folder: Path, evaluation: Evaluation, unit: Unit) -> dict[str, Any]:
+def _filter(
+    options: ReadOptions, folder: Path, evaluation: Evaluation, least: int, unit: Unit
+) -> dict[str, Any]:
     hashes = WordHashes()
 
     def judge(_: int, document: TextDocument) -> dict[str, Any] | None:
-        return evaluation.overlap(document.text, hashes)
+        return evaluation.overlap(document.text, hashes, least)
 
     return filter_unit(unit, options, folder, judge)

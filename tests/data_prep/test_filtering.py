@@ -112,6 +112,8 @@ def test_documents_that_share_thirteen_words_with_an_evaluation_file_are_removed
         (4, str(evaluation), short),
     ]
     assert [entry["text"] for entry in kept(tmp_path / "out")] == [texts[0], texts[2], texts[4]]
+    assert main(["decontaminate", *arguments[:-1], str(tmp_path / "two"), "--shared-runs", "2"]) == 0
+    assert not removed(tmp_path / "two")
     assert json.loads((tmp_path / "out/report.json").read_text())["evaluation_texts_too_short"] == 1
 
 
