@@ -6,6 +6,7 @@ paper's visibility and needs no mask.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -78,6 +79,10 @@ class Attention(nn.Module):
         if backend not in BACKENDS:
             raise ConfigError(
                 f"training.attention = {backend} is unknown; the nearest is {nearest(backend, BACKENDS)}"
+            )
+        if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
+            raise ConfigError(
+                "training.attention = flash needs the package flash-attn; without it, take sdpa"
             )
         self.causal = BACKENDS[backend]
         self.qkv = QKV(config)

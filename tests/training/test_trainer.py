@@ -78,6 +78,15 @@ def test_recomputing_activations_changes_nothing(stage, text, tmp_path):
     assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
 
 
+@pytest.mark.parametrize("method", ["ponder", "latent_mixture", "sequential_hidden_decoding"])
+def test_methods_that_use_parameters_out_of_turn_train_under_zero_3(method, text, tmp_path):
+    # Mixtures read head and embedding outside their modules' forward; stage 3 has to gather them there.
+    thoughts = {"method": method, "num_thoughts": 1, "refinements": 1}
+    config = tiny_run(tmp_path, text, zero={"stage": 3}, thoughts=thoughts, training={"steps": 4})
+    train(config)
+    assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
+
+
 @pytest.mark.parametrize("before, after", [(0, 3), (3, 1), (2, 0)])
 def test_a_checkpoint_of_one_zero_stage_continues_under_another(before, after, text, tmp_path):
     train(tiny_run(tmp_path / "run", text, zero={"stage": before}, training={"stop_at": 4}))
