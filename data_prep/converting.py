@@ -157,10 +157,11 @@ def convert(
         else:
             sink = ListSink(partial, target, layout.column, dtype, shard_tokens)
         documents = tokens = 0
-        largest = -1
+        largest, ends_marked = -1, vocabulary.eod_id is not None
         for ids, ends in _all_pieces(files, layout, vocabulary.size):
             sink.write(ids, ends)
             documents, tokens = documents + ends, tokens + len(ids)
+            ends_marked &= not ends or (len(ids) > 0 and int(ids[-1]) == vocabulary.eod_id)
             largest = max(largest, int(ids.max())) if len(ids) else largest
         if not tokens:
             raise DataError(f"{files[0].paths[0]}: the input holds no token")
@@ -176,6 +177,7 @@ def convert(
                 tokenizer=record,
                 dtype=dtype.name,
                 counts=counts,
+                ends_marked=ends_marked,
                 shards=shards,
                 records_in=documents,
                 inputs=[

@@ -40,7 +40,7 @@ def check(path: Path, vocab_size: int | None = None, eod_id: int | None = None) 
     manifest, shards = open_folder(path)
     if manifest:
         vocab_size = manifest.tokenizer.vocab_size if vocab_size is None else vocab_size
-        eod_id = manifest.tokenizer.eod_id if eod_id is None else eod_id
+        eod_id = manifest.tokenizer.eod_id if eod_id is None and manifest.ends_marked else eod_id
         yield from _check_manifest(path, manifest)
         for shard, info in zip(shards, manifest.shards, strict=True):
             yield from _check_hashes(shard, info)

@@ -36,7 +36,7 @@ class TokenizerRecord(_Record):
     vocab_size: int
     """Ids are 0 .. vocab_size - 1."""
     eod_id: int | None
-    """Id that ends every document; null when documents end without one."""
+    """Id of the end-of-document token; null when there is none."""
 
 
 class Counts(_Record):
@@ -68,6 +68,8 @@ class Manifest(_Record):
     """Type of the ids in the .bin files."""
     counts: Counts
     """All shards together."""
+    ends_marked: bool = True
+    """Whether every document ends with the end-of-document token (Pythia's preshuffled sequences do not)."""
     sources: dict[str, Counts] = {}
     """The same by source (the records' pile_set_name or what stood for it)."""
     shards: list[ShardInfo]

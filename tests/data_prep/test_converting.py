@@ -78,6 +78,7 @@ def test_a_raw_bin_is_cut_into_documents_at_the_end_or_start_token(
     assert (tmp_path / "all.bin").read_bytes() == struct.pack(f"<{len(flat)}H", *flat)
     assert convert("--input", tmp_path / "all.bin", "--eod-id", "0", "--output", tmp_path / "back") == 0
     assert documents(tmp_path / "back") == written
+    assert read_manifest(tmp_path / "back").ends_marked
     (tmp_path / "llama2c.bin").write_bytes(struct.pack("<7H", 1, 5, 6, 1, 7, 1, 1))
     assert convert("--input", tmp_path / "llama2c.bin", "--bos-id", "1", "--output", tmp_path / "starts") == 0
     assert documents(tmp_path / "starts") == [[1, 5, 6], [1, 7], [1], [1]]
@@ -117,10 +118,20 @@ def test_parts_of_one_bin_are_joined_as_pythia_keeps_them(
     )
     assert documents(tmp_path / "out") == written
     assert len(read_manifest(tmp_path / "out").shards) > 2
+    assert main(["verify", str(tmp_path / "out")]) == 0
     (tmp_path / "pair-00001-of-00020.bin").unlink()
     assert convert("--input", tmp_path / "pair.idx", "--output", tmp_path / "out2") == 2
     assert not (tmp_path / "out2").exists()
     assert not (tmp_path / "out2.partial").exists()
+
+
+def test_sequences_that_end_anywhere_are_not_expected_to_end_with_the_token(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "pair", np.uint16) as shard:
+        shard.add_document([1, 2, 0, 3])
+        shard.add_document([4, 5, 6, 0])
+    assert convert("--input", tmp_path / "pair", "--eod-id", "0", "--output", tmp_path / "out") == 0
+    assert not read_manifest(tmp_path / "out").ends_marked
+    assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_ids_outside_the_vocabulary_or_the_dtype_are_refused(
