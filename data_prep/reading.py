@@ -139,21 +139,23 @@ def _separated(blocks: Iterator[bytes], separator: bytes | None, spool: _Spool) 
     """Records between separators; without a separator everything is one record."""
     line = 1
     pending = bytearray()
+    searched = 0  # no separator starts before
     try:
         for block in blocks:
-            searched = max(0, len(pending) - len(separator or b""))
             pending += block
-            if separator and (cut := pending.rfind(separator, searched)) >= 0:
-                for raw in bytes(pending[:cut]).split(separator):
+            if separator and pending.find(separator, searched) >= 0:
+                *whole, rest = bytes(pending).split(separator)  # from the left, whatever the blocks are
+                for raw in whole:
                     yield Record(line, raw if len(raw) <= LONG_RECORD else _spooled(raw, spool))
                     line += raw.count(b"\n") + separator.count(b"\n")
-                del pending[: cut + len(separator)]
+                pending = bytearray(rest)
+            searched = max(0, len(pending) - len(separator or b"") + 1)
             if len(pending) > LONG_RECORD:
                 path = spool.new()
                 newlines, rest = _spool_record(pending, blocks, separator, path)
                 yield Record(line, path)
                 line += newlines
-                pending = bytearray(rest)
+                pending, searched = bytearray(rest), 0
     except DamagedError as error:
         yield Record(line, bytes(pending), damage=str(error))
         return

@@ -63,6 +63,8 @@ def parse(record: Record, format_: Format, options: ReadOptions) -> Document:
     if isinstance(record.raw, Path):
         return _parse_long(record.raw, record.source, format_, options)
     text = _decoded(record.raw)
+    if record.line == 1:
+        text = text.removeprefix("\ufeff")  # some programs begin files with this mark
     if format_ not in ("jsonl", "json"):
         return _checked(text, record.source)
     value = _json(text)

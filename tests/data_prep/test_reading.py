@@ -93,6 +93,19 @@ def test_text_files_are_one_document_or_cut_at_a_separator(tmp_path: Path, token
     assert texts(tmp_path / "cut") == ["first\nline", "second", "third", "whole"]
 
 
+@pytest.mark.parametrize("read", [1, 2, 3, 1000])
+def test_records_do_not_depend_on_how_much_is_read_at_a_time(
+    tmp_path: Path, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.reading._READ", read)
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufefffirst\n\n\nsecond\n\n\n\n\nthird\n".encode())
+    options = ReadOptions(separator="\n\n")
+    reader = PieceReader(Piece(str(path), 0, path.stat().st_size), options, tmp_path / "spool")
+    found = [(record.line, parse(record, "txt", options).text) for record in reader]
+    assert found == [(1, "first"), (3, "\nsecond"), (8, "\nthird\n")]
+
+
 def test_json_files_hold_an_array_or_values_one_after_another(tmp_path: Path, tokenizer: Path) -> None:
     values = [
         {"text": 'a "quoted" [text], {really}'},
