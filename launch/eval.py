@@ -1,0 +1,93 @@
+"""Measure a model: held-out loss by source, tasks of lm-eval-harness, and whether its thoughts are used.
+
+    python launch/eval.py --run runs/X                                       held-out loss, both forwards
+    python launch/eval.py --run runs/X --tasks lambada_openai,piqa --limit 200
+    python launch/eval.py --model hf/ --data pile=data/pile-validation --diagnostics
+
+Results go to the run's folder (or --output); an interrupted evaluation goes on where it was.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from latentpt.config import ConfigError
+from latentpt.data.errors import DataError
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    from latentpt.hub.source import add_device_argument, add_source_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_arguments(parser)
+    add_device_argument(parser)
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where results go (default: evaluation/ in the run's folder)"
+    )
+    parser.add_argument("--forward", choices=["training", "exact", "both"], default="both",
+                        help="training: the forward that training uses; exact: decoding cell by cell; tasks take the "
+                        "first of both (default both)")  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="sequences at once (default 16)"
+    )
+
+    held_out = parser.add_argument_group("held-out loss")
+    held_out.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER",
+                          help="shard folder to measure, several allowed (default: the run's validation folders)")  # fmt: skip
+    held_out.add_argument(
+        "--samples", type=int, metavar="N", help="first samples of each folder (default: all)"
+    )
+    held_out.add_argument(
+        "--length", type=int, metavar="TOKENS", help="tokens of a sample (default: that of the run)"
+    )
+
+    tasks = parser.add_argument_group("tasks of lm-eval-harness")
+    tasks.add_argument(
+        "--tasks", default="", metavar="NAMES", help="comma-separated; see latentpt/evaluation/tasks"
+    )
+    tasks.add_argument(
+        "--fewshot", type=int, default=0, metavar="N", help="examples before each question (default 0)"
+    )
+    tasks.add_argument("--limit", type=int, metavar="N", help="first documents of each task (default: all)")
+    tasks.add_argument("--task-data", metavar="FOLDER",
+                       help="files of the tasks (default: data/eval of LATENTPT_SHARED or of shared/ beside the checkout)")  # fmt: skip
+    tasks.add_argument("--online", action="store_true", help="take tasks and data from the hub instead")
+
+    parser.add_argument(
+        "--diagnostics", action="store_true", help="find out whether the thoughts are used; one HTML page"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        from latentpt.evaluation.command import evaluate
+        from latentpt.evaluation.held_out import named_sources
+        from latentpt.generation.text import Writer
+        from latentpt.hub.source import open_source
+
+        source = open_source(args)
+        named = [item.partition("=") for item in args.data]
+        sources = {name: folder for name, equals, folder in named if equals}
+        if len(sources) < len(named):
+            raise ConfigError("--data is of the form NAME=FOLDER, each name once")
+        if source.run is not None:
+            sources = sources or named_sources(source.run.data.validation)
+            args.length = args.length or source.run.data.sequence_length
+        folder = Path(
+            args.output or (Path(args.run) / "evaluation" if args.run else f"evaluation/{source.name}")
+        )
+        writer = Writer(source.model, source.tokenizer()) if args.tasks else None
+        print(evaluate(source.model, writer, folder, sources, args))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
