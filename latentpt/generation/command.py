@@ -45,7 +45,9 @@ def read_options(arguments: argparse.Namespace) -> Options:
     sampling = Sampling(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.repetition_penalty
     )
-    prefill = Prefill(arguments.prefill, arguments.prefill_tolerance, chunk=arguments.prefill_chunk)
+    prefill = Prefill(
+        arguments.prefill, arguments.prefill_tolerance, arguments.prefill_sweeps, arguments.prefill_chunk
+    )
     return Options(arguments.max_new_tokens, sampling, tuple(arguments.stop), prefill, arguments.draft)
 
 
