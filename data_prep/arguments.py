@@ -45,6 +45,11 @@ def task(text: str) -> tuple[int, int]:
     return index, count
 
 
+def unescaped(text: str) -> str:
+    r"""`text` with escapes such as \n turned into what they stand for."""
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+
+
 def add_read_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what to read."""
     parser.add_argument(
@@ -61,14 +66,14 @@ def add_read_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--separator",
-        type=lambda text: text.encode().decode("unicode_escape"),
+        type=unescaped,
         help=r"what separates documents in .txt files, such as '\n\n' (default: one document a file)",
     )
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say who does the work."""
-    parser.add_argument("--workers", type=int, default=1, help="processes that do the work (default: 1)")
+    parser.add_argument("--workers", type=amount, default=1, help="processes that do the work (default: 1)")
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],

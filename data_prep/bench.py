@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", help="documents to tokenize")
     parser.add_argument("--tokenizer", help="tokenizer.json to tokenize with")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--workers", type=amount, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=2, help="times both are measured, in turn; the best counts"
+        "--rounds", type=amount, default=2, help="times both are measured, in turn; the best counts"
     )
     parser.add_argument(
         "--synthetic", type=amount, help="bytes of text to generate and tokenize for the memory figure"
