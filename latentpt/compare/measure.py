@@ -54,9 +54,10 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
     model, run = load_model(plan.run_folder(arm, seed))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = sample_limit(plan, run)
+    end = open_training(run.data).eod_id if run.data.mask_documents else None
     measured = Measured(
-        loss=validation_loss(model, held_out(run, limit)),
-        exact_loss=validation_loss(model, held_out(run, limit), exact=True),
+        loss=validation_loss(model, held_out(run, limit), end_token=end),
+        exact_loss=validation_loss(model, held_out(run, limit), exact=True, end_token=end),
         samples=sum(len(batch) for batch in held_out(run, limit)),
         texts=continuations(model, run, plan.comparison.prompts),
     )

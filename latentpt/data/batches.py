@@ -35,6 +35,7 @@ class SampleSource(Protocol):
     num_tokens: int
     num_samples: int
     vocab_size: int | None
+    eod_id: int | None
     location: str
 
     def read(self, positions: NDArray[np.integer], seed: int) -> NDArray[np.int64]:

@@ -29,6 +29,9 @@ class DataConfig(Section):
     """Shard folder with held-out documents, or one for each name, to have a loss for each."""
     sequence_length: int = 2048
     """Tokens L the model sees of one sample; samples hold L + 1, the last one as label."""
+    mask_documents: bool = False
+    """Keep the documents in a sample apart: attention stays inside a document, positions restart with it. Needs explicit
+    masks, which cost memory quadratic in sequence_length."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -95,11 +95,12 @@ class Attention(nn.Module):
         others: Sequence[KeyBlock] = (),
         read: slice | None = None,
         cache: LayerCache | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend from the read slots of x [B, L, S, d].
 
-        Cells see their own set causally and the `others`, or, when a cache is given, what the cache answers.
-        Returns [B, L, R, d] and this set's keys and values, each [B, H_kv, L*S, D].
+        Cells see their own set causally, where `mask` (bool [B, 1, L*S, L*S]) allows it, and the `others`; or, when a
+        cache is given, what the cache answers. Returns [B, L, R, d] and this set's keys and values, each [B, H_kv, L*S, D].
         """
         slots = x.shape[2]
         q, k, v = self.qkv(x, read)
@@ -111,24 +112,33 @@ class Attention(nn.Module):
         if cache is not None:
             attended = attend_blocks_cheaply(q.flatten(1, 2).transpose(1, 2), cache.append(k, v))
         elif read is not None:
-            return self._attend_columns(q, k, v, slots, others, read), (k, v)
-        elif others:
-            attended = attend_blocks(
-                q.flatten(1, 2).transpose(1, 2), [KeyBlock(k, v, Relation.CAUSAL), *others]
-            )
+            return self._attend_columns(q, k, v, slots, others, read, mask), (k, v)
+        elif others or mask is not None:
+            own = KeyBlock(k, v, Relation.CAUSAL, mask)
+            attended = attend_blocks(q.flatten(1, 2).transpose(1, 2), [own, *others])
         else:
             attended = self.causal(q.flatten(1, 2).transpose(1, 2), k, v)
         return self.out(attended.transpose(1, 2).flatten(2).unflatten(1, (-1, q.shape[2]))), (k, v)
 
     def _attend_columns(
-        self, q: Tensor, k: Tensor, v: Tensor, slots: int, others: Sequence[KeyBlock], read: slice
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slots: int,
+        others: Sequence[KeyBlock],
+        read: slice,
+        mask: Tensor | None,
     ) -> Tensor:
         """Only some slots are read: each is a column of L queries that sees every column of keys."""
         attended = []
         for index, slot in enumerate(range(*read.indices(slots))):
             columns = [
                 KeyBlock(
-                    k[:, :, j::slots], v[:, :, j::slots], Relation.CAUSAL if j <= slot else Relation.STRICT
+                    k[:, :, j::slots],
+                    v[:, :, j::slots],
+                    Relation.CAUSAL if j <= slot else Relation.STRICT,
+                    None if mask is None else mask[:, :, slot::slots, j::slots],
                 )
                 for j in range(slots)
             ]

@@ -68,9 +68,10 @@ class Block(nn.Module):
         others: Sequence[KeyBlock] = (),
         read: slice | None = None,
         cache: LayerCache | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, L, S, d] -> [B, L, R, d] and the keys and values of all S slots."""
-        attended, kv = self.attention(self.attention_norm(x), angles, others, read, cache)
+        attended, kv = self.attention(self.attention_norm(x), angles, others, read, cache, mask)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
@@ -124,12 +125,13 @@ class Decoder(nn.Module):
         read: slice | None = None,
         caches: Sequence[LayerCache] | None = None,
         keep: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Run the blocks once over a set of cells.
 
         u [B, L, S, d] are the cells' inputs; `others` are per layer the key blocks outside the set that it sees;
         `read` names the slots whose result somebody reads: the last layer computes queries, output and MLP for
-        these alone. Returns the residual stream before the final norm, [B, L, R, d], and, if `keep`, the keys and
+        these alone; `mask` (bool [B, 1, L*S, L*S]) keeps documents in the set apart. Returns the residual stream before the final norm, [B, L, R, d], and, if `keep`, the keys and
         values that the set leaves for others.
         """
         kept: KeysValues = []
@@ -141,9 +143,9 @@ class Decoder(nn.Module):
                 x, kv = block(x, angles, seen, wanted, caches[layer])
             elif self.checkpoint_activations and torch.is_grad_enabled():
                 # Reentrant checkpointing breaks ZeRO-2 and ZeRO-3 when a block runs several times in one forward.
-                x, kv = checkpoint(block, x, angles, seen, wanted, use_reentrant=False)
+                x, kv = checkpoint(block, x, angles, seen, wanted, None, mask, use_reentrant=False)
             else:
-                x, kv = block(x, angles, seen, wanted)
+                x, kv = block(x, angles, seen, wanted, None, mask)
             if keep:
                 kept.append(kv)
         return x, kept

@@ -37,8 +37,8 @@ class Relation(Enum):
 class KeyBlock(NamedTuple):
     """Keys and values [B, H_kv, n, D] and how queries see them.
 
-    `mask` (bool, broadcastable to [B, 1, n_q, n], True = visible) narrows an ALL block further; it is meant for
-    decoding with padded rows, where n_q is small.
+    `mask` (bool, broadcastable to [B, 1, n_q, n], True = visible) narrows the relation further, for document masking;
+    it costs the explicit mask that blocks without one never build.
     """
 
     k: Tensor
@@ -59,7 +59,7 @@ def attend_blocks(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
 
 
 def attend_dense(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
-    """The same attention through one explicit mask [.., n_q, sum n]: for few queries, and the reference in tests."""
+    """The same attention through one explicit mask [.., n_q, sum n]: for masked blocks, and the reference in tests."""
     k = torch.cat([_expand(block.k, q) for block in blocks], dim=2)
     v = torch.cat([_expand(block.v, q) for block in blocks], dim=2)
     mask = torch.cat([_dense_mask(q, block) for block in blocks], dim=-1)

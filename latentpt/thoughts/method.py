@@ -47,11 +47,14 @@ class Tokens(NamedTuple):
     """Scaled rows of the learned position table [(B,) L, 1, d], which latent slots reuse; None with rotary positions."""
     positions: Tensor
     """Positions int64 [L] or [B, L]."""
+    documents: Tensor | None = None
+    """Number of each token's document, int64 [B, L], where documents are kept apart."""
 
     def at(self, index: slice | Tensor) -> Tokens:
         """The tokens at some places of the stretch."""
         rows = None if self.rows is None else self.rows[..., index, :, :]
-        return Tokens(self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index])
+        documents = None if self.documents is None else self.documents[:, index]
+        return Tokens(self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents)
 
 
 class ThoughtMethod(nn.Module):

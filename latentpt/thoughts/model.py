@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentpt.data.masking import document_positions
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder, KeysValues, initialize
 from latentpt.modeling.loss import IGNORE
@@ -58,19 +59,23 @@ class LanguageModel(nn.Module):
         prefix: KeysValues | None = None,
         keep: bool = False,
         residuals: Residuals | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule.
 
         `prefix` holds the keys and values of all cells before; `keep` asks for those of these cells as well,
-        `residuals` are told how far each sweep moved.
+        `residuals` are told how far each sweep moved. `documents` [B, L], the number of each token's document, keeps
+        attention inside a document and lets positions restart with it; such a stretch has no prefix.
         """
         start = prefix[0][0].shape[2] // self.method.slots if prefix else 0
         end = start + input_ids.shape[1]
         if self.config.positions == "learned" and end > self.config.max_positions:
             raise ValueError(f"{end} tokens do not fit model.max_positions = {self.config.max_positions}")
-        tokens = self.method.tokens(
-            self.decoder, input_ids, torch.arange(start, end, device=input_ids.device)
-        )
+        positions = torch.arange(start, end, device=input_ids.device)
+        if documents is not None:
+            assert prefix is None, "a stretch of several documents has no prefix"
+            positions = document_positions(documents)
+        tokens = self.method.tokens(self.decoder, input_ids, positions)._replace(documents=documents)
         schedule = schedule or self.method.schedule()
         x, kv = solve(self.decoder, self.method, tokens, schedule, prefix, keep, residuals)
         return self.decoder.norm(x), kv
@@ -84,13 +89,15 @@ class LanguageModel(nn.Module):
         schedule: Schedule | None = None,
         return_logits: bool = True,
         residuals: Residuals | None = None,
+        documents: Tensor | None = None,
     ) -> ModelOutput:
         """Predict the next token at every position of ids int64 [B, L].
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
-        Positions whose target is -100 carry no loss. `residuals` are told how far each refinement moved the latents.
+        Positions whose target is -100 carry no loss. `residuals` are told how far each refinement moved the latents;
+        `documents` [B, L], the number of each token's document, keeps documents apart.
         """
-        hidden, _ = self.think(input_ids, schedule, residuals=residuals)
+        hidden, _ = self.think(input_ids, schedule, residuals=residuals, documents=documents)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None

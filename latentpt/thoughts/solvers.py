@@ -78,7 +78,8 @@ def solve(
     for start in range(0, length, chunk):
         stretch = tokens.at(slice(start, start + chunk))
         wanted = keep or start + chunk < length
-        cells = Stretch(decoder, method, stretch, kept, residuals).solve(schedule.sweeps, wanted)
+        before = tokens.at(slice(0, start)).documents
+        cells = Stretch(decoder, method, stretch, kept, residuals, before).solve(schedule.sweeps, wanted)
         pieces.append(cells.x[:, :, -1])
         if wanted:
             kept = _append(kept, cells.kv)
@@ -96,9 +97,10 @@ class Stretch:
         tokens: Tokens,
         prefix: KeysValues,
         residuals: Residuals | None = None,
+        documents_before: Tensor | None = None,
     ) -> None:
         self.decoder, self.method, self.tokens, self.prefix = decoder, method, tokens, prefix
-        self.residuals = residuals
+        self.residuals, self.documents_before = residuals, documents_before
 
     def solve(self, sweeps: Sequence[Sweep], keep: bool) -> Cells:
         """All sweeps in order; the last one's cells, with keys and values if `keep`."""
@@ -106,8 +108,7 @@ class Stretch:
         for index, (sweep, following) in enumerate(zip(sweeps, (*sweeps[1:], None), strict=True)):
             before = cells
             with torch.set_grad_enabled(sweep.grad and torch.is_grad_enabled()):
-                step = self._full_pass if sweep.stride == 1 else self._columns
-                cells = step(sweep, following, before, keep)
+                cells = self.sweep(sweep, following, before, keep)
             if self.residuals is not None and before is not None and sweep.slots == before.inputs.shape[2]:
                 self.residuals.add(index, cells.inputs[:, :, 1:], before.inputs[:, :, 1:])
             if not sweep.grad and torch.is_autocast_enabled(self.tokens.embeds.device.type):
@@ -135,8 +136,10 @@ class Stretch:
             read = slice(0, slots - 1)
         wanted = keep if following is None else following.stride > 1
         angles = self.decoder.angles(self.tokens.positions)
-        others = [self._seen_prefix(layer, slots - 1) for layer in range(len(self.prefix))] or None
-        x, kv = self.decoder.run(u, angles, others, read, keep=wanted)
+        documents = self.tokens.documents
+        cells = None if documents is None else documents.repeat_interleave(slots, dim=1)
+        others = [self._seen_prefix(layer, slots - 1, cells) for layer in range(len(self.prefix))] or None
+        x, kv = self.decoder.run(u, angles, others, read, keep=wanted, mask=_together(cells, cells))
         return Cells(u, x, kv)
 
     def _latents(self, before: Cells | None, slots: range) -> Tensor:
@@ -154,21 +157,22 @@ class Stretch:
         slots = sweep.slots
         every = min(sweep.stride // slots, self.tokens.ids.shape[1])
         fresh: list[KeysValues] = []
-        read: list[Tensor] = []
+        outcomes: list[Tensor] = []
         inputs: list[Tensor] = []
         column: Cells | None = None
         for residue in range(every):
             here = self if every == 1 else self._every(residue, every)
             angles = self.decoder.angles(here.tokens.positions)
+            mask = _together(here.tokens.documents, here.tokens.documents)
             for slot in range(slots):
                 u = here.tokens.embeds if slot == 0 else here._latents(column, range(slot, slot + 1))
                 others = self._seen(slots, every, fresh, before)
-                unread = following is not None and slot == slots - 1
-                x, kv = self.decoder.run(u, angles, others, slice(0, 0) if unread else None, keep=True)
+                read = slice(0, 0) if following is not None and slot == slots - 1 else None
+                x, kv = self.decoder.run(u, angles, others, read, keep=True, mask=mask)
                 column = Cells(u, x, kv)
                 fresh.append(kv)
                 inputs.append(u)
-            read.append(x)
+            outcomes.append(x)
         assert column is not None
         wants_kv = keep if following is None else self._sees_later(following)
         kv = [(_interleave(k), _interleave(v)) for k, v in _by_layer(fresh)] if wants_kv else []
@@ -176,7 +180,7 @@ class Stretch:
         if self.residuals is not None:
             rows = [torch.cat(inputs[first : first + slots], dim=2) for first in range(0, len(inputs), slots)]
             measured = _interleave(rows, dim=1)
-        return Cells(measured, _interleave(read, dim=1), kv)
+        return Cells(measured, _interleave(outcomes, dim=1), kv)
 
     def _every(self, residue: int, every: int) -> Stretch:
         """The positions residue, residue + every, .. alone."""
@@ -196,24 +200,42 @@ class Stretch:
         earlier = [j for j in range(number) if visibility.sees(slot, j % slots)]
         later = [j for j in range(number + 1, stride) if visibility.sees(slot, j % slots)]
         rows = -(-(self.tokens.ids.shape[1] - number // slots) // every)
+        documents = [self.tokens.at(slice(j // slots, None, every)).documents for j in range(stride)]
+        # A fresh column may have a row more than this one; that row no query of it sees.
+        seen_rows = [
+            column if column is None or j > number else column[:, :rows] for j, column in enumerate(documents)
+        ]
+        masks = [_together(documents[number], column) for column in seen_rows]
         seen = []
         for layer in range(len(self.decoder.blocks)):
-            blocks = self._seen_prefix(layer, slot) if self.prefix else []
-            blocks += [
-                KeyBlock(k[:, :, :rows], v[:, :, :rows], Relation.CAUSAL)
-                for k, v in (fresh[j][layer] for j in earlier)
-            ]
+            blocks = self._seen_prefix(layer, slot, documents[number]) if self.prefix else []
+            for j in earlier:
+                k, v = fresh[j][layer]
+                blocks.append(KeyBlock(k[:, :, :rows], v[:, :, :rows], Relation.CAUSAL, masks[j]))
             if before is not None and before.kv:
                 k, v = before.kv[layer]
-                blocks += [KeyBlock(k[:, :, j::stride], v[:, :, j::stride], Relation.STRICT) for j in later]
+                stale = [(k[:, :, j::stride], v[:, :, j::stride], Relation.STRICT, masks[j]) for j in later]
+                blocks += [KeyBlock(*block) for block in stale]
             seen.append(blocks)
         return seen
 
-    def _seen_prefix(self, layer: int, slot: int) -> list[KeyBlock]:
-        """The cells of earlier chunks that slot `slot` sees."""
+    def _seen_prefix(self, layer: int, slot: int, documents: Tensor | None) -> list[KeyBlock]:
+        """The cells of earlier chunks that slot `slot` sees, from rows of the documents named."""
         k, v = self.prefix[layer]
-        columns = self.method.visibility.columns(slot, self.method.slots)
-        return [KeyBlock(k[:, :, column], v[:, :, column], Relation.ALL) for column in columns]
+        mask, slots = None, self.method.slots
+        if documents is not None and self.documents_before is not None:
+            mask = _together(documents, self.documents_before.repeat_interleave(slots, dim=1))
+        return [
+            KeyBlock(k[:, :, c], v[:, :, c], Relation.ALL, None if mask is None else mask[..., c])
+            for c in self.method.visibility.columns(slot, slots)
+        ]
+
+
+def _together(rows: Tensor | None, columns: Tensor | None) -> Tensor | None:
+    """Whether rows [B, n] and columns [B, m] are of one document, bool [B, 1, n, m]; None where none are named."""
+    if rows is None or columns is None:
+        return None
+    return (rows[:, :, None] == columns[:, None, :])[:, None]
 
 
 def _by_layer(columns: list[KeysValues]) -> list[tuple[list[Tensor], list[Tensor]]]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from latentpt.config import ConfigError
 from latentpt.data.batches import (
     BatchStream,
     SampleSource,
@@ -19,6 +20,7 @@ from latentpt.data.batches import (
     check_vocabulary,
     validation_batches,
 )
+from latentpt.data.masking import document_ids
 from latentpt.data.opening import open_training, open_validation
 from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
@@ -52,6 +54,8 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     data, held_out = open_training(config.data), open_validation(config.data)
     for dataset in (data, *held_out.values()):
         check_vocabulary(dataset, config.model.vocab_size)
+    if config.data.mask_documents and data.eod_id is None:
+        raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
     origin = find_origin(config, start)
     model = build_model(config)
     if origin is None and config.training.start_from:
@@ -84,11 +88,21 @@ def compile_blocks(model: LanguageModel, **options: Any) -> None:
 
 
 def training_loss(
-    model: LanguageModel, tokens: Tensor, schedule: Schedule, residuals: Residuals | None = None
+    model: LanguageModel,
+    tokens: Tensor,
+    schedule: Schedule,
+    residuals: Residuals | None = None,
+    end_token: int | None = None,
 ) -> Tensor:
-    """Mean nats per target of samples [b, L + 1]; `residuals`, if given, are told what refinements moved."""
+    """Mean nats per target of samples [b, L + 1].
+
+    `residuals`, if given, are told what refinements moved; an `end_token` keeps the documents it ends apart.
+    """
     ids, targets = tokens[:, :-1], tokens[:, 1:]
-    loss = model(ids, targets=targets, schedule=schedule, residuals=residuals, return_logits=False).loss
+    documents = None if end_token is None else document_ids(ids, end_token)
+    loss = model(
+        ids, targets=targets, schedule=schedule, residuals=residuals, documents=documents, return_logits=False
+    ).loss
     assert loss is not None  # there are targets
     return loss
 
@@ -123,6 +137,7 @@ class Trainer:
             device,
         )
         self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
+        self.end_token = data.eod_id if config.data.mask_documents else None
         self.adaptive: AdaptiveRefinements | None = None
         if config.thoughts.residual_target is not None:
             done = self.progress
@@ -184,7 +199,9 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         for _ in range(engine.accumulation):
             tokens = next(stream).to(self.device, non_blocking=True)
-            loss += engine.accumulate(tokens, schedule, measured).float() / engine.accumulation
+            loss += (
+                engine.accumulate(tokens, schedule, measured, self.end_token).float() / engine.accumulation
+            )
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, progress.step, self.total)
         engine.step(lr)
         tokens_read = self.global_batch * self.length
@@ -288,7 +305,8 @@ class Trainer:
         for _ in range(-(-samples // (micro * self.world))):
             # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
             batch = next(batches, None)
-            measured = self.engine.call(summed_loss, [filler if batch is None else batch])
+            used = [filler if batch is None else batch]
+            measured = self.engine.call(summed_loss, used, False, self.end_token)
             if batch is not None:
                 sums += torch.tensor(measured, dtype=torch.float64, device=self.device)
         return sums

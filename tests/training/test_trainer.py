@@ -150,6 +150,7 @@ def test_a_checkpoint_of_another_training_is_refused(text, tmp_path):
     "section, message",
     [
         ({"data": {"train": "missing/shard"}}, "missing/shard"),
+        ({"data": {"mask_documents": True}}, "mask_documents needs shards whose manifest names"),
         ({"training": {"micro_batch": 3}}, "nearest values that work are training.micro_batch = 2"),
         ({"training": {"attention": "spda"}}, "training.attention = spda is unknown; the nearest is sdpa"),
     ],
