@@ -7,7 +7,6 @@ that it ends. Every latent slot (t, s) has the document and the position of its 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -15,14 +14,3 @@ def document_ids(tokens: Tensor, eod_id: int) -> Tensor:
     """Number of the document of every token of `tokens` [B, L], counted from 0 in each sample: int64 [B, L]."""
     ends = (tokens == eod_id).long()
     return ends.cumsum(dim=-1) - ends
-
-
-def document_positions(documents: Tensor) -> Tensor:
-    """Position of every token in its document, for the `document_ids` [B, L] of a sample: int64 [B, L].
-
-    A document that began before the sample counts from the sample's first token.
-    """
-    index = torch.arange(documents.shape[-1], device=documents.device).expand_as(documents)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[..., 1:] = documents[..., 1:] != documents[..., :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=-1).values

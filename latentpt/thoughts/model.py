@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentpt.data.masking import document_positions
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder, KeysValues, initialize
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.documents import document_positions
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 from latentpt.thoughts.solvers import Residuals, solve

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from latentpt.data.masking import document_ids, document_positions
+from latentpt.data.masking import document_ids
+from latentpt.thoughts.documents import document_positions
 
 
 def test_the_end_of_document_token_belongs_to_the_document_it_ends_and_positions_restart_after_it() -> None:
