@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
         "--prefill-chunk", type=int, metavar="N", help="prompt tokens read at once (default: all)"
     )
     speed.add_argument("--draft", type=int, default=0, metavar="N",
-                       help="stage-causal models: tokens that slot 0 drafts for all slots to verify (default 0)")  # fmt: skip
+                       help="tokens to guess and verify at once; the outcome stays the same (default 0)")  # fmt: skip
     return parser.parse_args()
 
 

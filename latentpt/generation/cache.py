@@ -57,10 +57,19 @@ class NextCell(NamedTuple):
     v: Tensor
 
     def append(self, k: Tensor, v: Tensor) -> list[KeyBlock]:
-        """Store the current cell, [B, H_kv, 1, D], and return what its slot sees, itself included."""
+        """Store the current cell, [B, H_kv, 1, D], and return what its slot sees, itself included.
+
+        Under causal visibility several cells that follow one another may come at once.
+        """
         cache = self.cache
-        end = cache.filled + 1
+        end = cache.filled + k.shape[2]
         self.k[:, :, cache.filled : end], self.v[:, :, cache.filled : end] = k, v
+        if k.shape[2] > 1:
+            before = slice(0, cache.filled)
+            return [
+                KeyBlock(k, v, Relation.CAUSAL),
+                KeyBlock(self.k[:, :, before], self.v[:, :, before], Relation.ALL),
+            ]
         columns = cache.visibility.columns(cache.filled % cache.slots, cache.slots)
         return [
             KeyBlock(self.k[:, :, :end][:, :, c], self.v[:, :, :end][:, :, c], Relation.ALL) for c in columns

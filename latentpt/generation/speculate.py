@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentpt.generation.ahead import can_think_ahead, generate_ahead
 from latentpt.generation.decode import Continuations, OnToken, Session
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling, distribution, draw
@@ -35,7 +36,8 @@ class Speculated(NamedTuple):
 
 def can_speculate(model: LanguageModel) -> bool:
     """Whether slot 0 of the model is a language model of its own."""
-    return model.method.slots > 1 and model.method.visibility is not Visibility.CAUSAL
+    method = model.method
+    return method.slots > 1 and method.feedback and method.visibility is not Visibility.CAUSAL
 
 
 @torch.no_grad()
@@ -53,17 +55,20 @@ def generate_speculatively(
     """`generate` with drafts of `draft` tokens: the same tokens when greedy, the same distribution when sampling.
 
     All rows keep as many drafted ids as the row that keeps fewest, so samples (not their distribution) depend on the
-    batch. Raises ValueError for a model whose slot 0 sees other slots, and with a repetition penalty.
+    batch. Where slot 0 sees other slots, guesses are of one token, see `ahead`. Raises ValueError for a model without
+    thoughts that are fed back, and with a repetition penalty.
     """
     sampling = sampling or Sampling()
-    if not can_speculate(model):
-        raise ValueError(
-            "self-speculation needs latent slots and a visibility in which slot 0 sees only slots 0"
-        )
+    if not can_speculate(model) and not can_think_ahead(model):
+        raise ValueError("self-speculation needs latent slots that are filled from the slot before them")
     if sampling.repetition_penalty != 1:
         raise ValueError("self-speculation does not combine with a repetition penalty")
     if draft < 1:
         raise ValueError(f"a draft needs at least 1 token, got {draft}")
+    if can_think_ahead(model):
+        return Speculated(
+            *generate_ahead(model, prompts, max_new_tokens, sampling, stop_ids, on_token, prefill, streams)
+        )
     rows = Continuations(prompts, max_new_tokens, stop_ids, on_token)
     streams = streams or sampling.streams(len(prompts))
     device = next(model.parameters()).device

@@ -52,7 +52,7 @@ class Options(NamedTuple):
     prefill: Prefill = Prefill()
     """How prompts are read."""
     draft: int = 0
-    """Tokens that slot 0 drafts for all slots to verify (stage-causal models); 0 drafts none."""
+    """Tokens that are guessed and verified at once, see `speculate`; 0 guesses none."""
 
 
 class Writer:
