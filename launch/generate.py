@@ -58,6 +58,8 @@ def arguments() -> argparse.Namespace:
                        help="how prompts are read: exact, sequential, gauss_seidel or jacobi (default exact)")  # fmt: skip
     speed.add_argument("--prefill-tolerance", type=float, default=1e-3, metavar="X",
                        help="gauss_seidel and jacobi end when no latent moves by more than this share (default 1e-3)")  # fmt: skip
+    speed.add_argument("--prefill-sweeps", type=int, default=32, metavar="N",
+                       help="they also end after N sweeps, at least 2 (default 32)")  # fmt: skip
     speed.add_argument(
         "--prefill-chunk", type=int, metavar="N", help="prompt tokens read at once (default: all)"
     )
