@@ -25,5 +25,5 @@ class SequentialHiddenDecoding(ThoughtMethod):
         self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
     ) -> Tensor:
         """The token's row in the table of each slot."""
-        filled = torch.stack([self.tables[slot - 1](tokens.ids) for slot in slots], dim=2) * self.embed_scale
-        return filled if tokens.rows is None else filled + tokens.rows
+        rows = torch.stack([self.tables[slot - 1](tokens.ids) for slot in slots], dim=2)
+        return tokens.placed(rows * self.embed_scale)

@@ -50,6 +50,10 @@ class Tokens(NamedTuple):
     documents: Tensor | None = None
     """Number of each token's document, int64 [B, L], where documents are kept apart."""
 
+    def placed(self, latents: Tensor) -> Tensor:
+        """Inputs of latent slots [B, L, n, d] on the row of their position, where positions are learned."""
+        return latents if self.rows is None else latents + self.rows
+
     def at(self, index: slice | Tensor) -> Tokens:
         """The tokens at some places of the stretch."""
         rows = None if self.rows is None else self.rows[..., index, :, :]

@@ -30,6 +30,4 @@ class Pause(ThoughtMethod):
     ) -> Tensor:
         """The same row everywhere."""
         row = decoder.embedding(tokens.ids.new_full((1, 1, 1), self.row)) * self.embed_scale
-        if tokens.rows is not None:
-            row = row + tokens.rows
-        return row.expand(*tokens.ids.shape, len(slots), -1)
+        return tokens.placed(row).expand(*tokens.ids.shape, len(slots), -1)
