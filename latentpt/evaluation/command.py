@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from latentpt.config import ConfigError
 from latentpt.evaluation.answers import Answers
@@ -111,9 +110,3 @@ def _to_tensorboard(folder: Path, results: Results, step: int) -> None:
         for name, metrics in results.items():
             for metric, value in metrics.items():
                 board.add_scalar(f"{name}/{metric}", value, step)
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """The results of an earlier evaluation; empty if there was none."""
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}

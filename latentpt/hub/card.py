@@ -18,6 +18,9 @@ _THINKING = {
 }
 
 
+_SHOWN = ("loss", "bits_per_byte", "acc", "acc_norm")
+
+
 def model_card(name: str, model: LanguageModel, loader: str, figures: Mapping[str, str]) -> str:
     """Markdown for README.md; `loader` is the class that transformers loads, `figures` are lines of the table."""
     n, size = model.method.slots - 1, model.config
@@ -61,17 +64,19 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 """
 
 
-def run_figures(summary: Mapping[str, float], evaluations: Mapping[str, str]) -> dict[str, str]:
-    """Lines of the table from a run's summary and from later evaluations of it."""
+def run_figures(summary: Mapping[str, float], evaluated: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Lines of the table from a run's summary and from the results of an evaluation, name -> metric -> value."""
     known = {
         "tokens": ("training tokens", "{:,.0f}"),
         "training_flops": ("training FLOPs", "{:.3g}"),
         "validation_loss": ("validation loss, nats a token", "{:.4f}"),
-        "exact_loss": ("validation loss of exact decoding", "{:.4f}"),
     }
     figures = {
         label: form.format(summary[key])
         for key, (label, form) in known.items()
         if summary.get(key) is not None
     }
-    return {**figures, **evaluations}
+    for name, metrics in evaluated.items():
+        shown = {key: value for key, value in metrics.items() if key in _SHOWN}
+        figures |= {f"{name}: {key}": f"{value:.4f}" for key, value in shown.items()}
+    return figures

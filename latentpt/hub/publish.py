@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,14 +36,17 @@ def publish(arguments: argparse.Namespace) -> str:
 
 
 def _figures(source: Source, arguments: argparse.Namespace) -> dict[str, str]:
-    """What the run knows about itself, if it is a run that was trained to its end."""
+    """What a run knows about itself: its summary, and what launch/eval.py found; neither is about an earlier step."""
     if source.run is None:
         return {"imported from": source.name}
     folder = Path(arguments.run)
     figures = {"run": source.name}
-    summary = folder / "summary.json"
-    if arguments.step is None and summary.is_file():
-        figures |= run_figures(json.loads(summary.read_text(encoding="utf-8")), {})
-    elif arguments.step is not None:
-        figures["step"] = f"{arguments.step:,}"
-    return figures
+    if arguments.step is not None:
+        return {**figures, "step": f"{arguments.step:,}"}
+    summary = _read(folder / "summary.json")
+    evaluated = _read(folder / "evaluation" / "results.json").get("results", {})
+    return figures | run_figures(summary, evaluated)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

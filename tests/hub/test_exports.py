@@ -161,10 +161,15 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     model = tiny_model("pythia", torch.float32, method="latent", num_thoughts=1, size=size)
     run = write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
     (run / "summary.json").write_text('{"tokens": 1024, "training_flops": 3e9, "validation_loss": 4.25}')
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "results.json").write_text(
+        '{"results": {"piqa": {"acc": 0.625, "acc_stderr": 0.1}}}'
+    )
     out = tmp_path / "hf"
     assert launch("export", monkeypatch, "--run", run, "--output", out) == 0
     assert "trust_remote_code=True" in capsys.readouterr().out
     card = (out / "README.md").read_text()
+    assert "| piqa: acc | 0.6250 |" in card and "stderr" not in card
     assert "| validation loss, nats a token | 4.2500 |" in card and "thinks 1 latent thought:" in card
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "a café"
