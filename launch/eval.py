@@ -38,10 +38,14 @@ def arguments() -> argparse.Namespace:
     held_out.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER",
                           help="shard folder to measure, several allowed (default: the run's validation folders)")  # fmt: skip
     held_out.add_argument(
-        "--samples", type=int, metavar="N", help="first samples of each folder (default: all)"
+        "--samples", type=int, metavar="N", help="samples of each folder, evenly spread (default: all)"
     )
     held_out.add_argument(
         "--length", type=int, metavar="TOKENS", help="tokens of a sample (default: that of the run)"
+    )
+
+    held_out.add_argument(
+        "--mask-documents", action="store_true", help="keep documents apart (default: as the run was trained)"
     )
 
     tasks = parser.add_argument_group("tasks of lm-eval-harness")
@@ -78,6 +82,7 @@ def main() -> int:
         if source.run is not None:
             sources = sources or named_sources(source.run.data.validation)
             args.length = args.length or source.run.data.sequence_length
+            args.mask_documents |= source.run.data.mask_documents
         folder = Path(
             args.output or (Path(args.run) / "evaluation" if args.run else f"evaluation/{source.name}")
         )

@@ -50,7 +50,7 @@ def evaluate(
         for forward in forwards:
             found = held_out_loss(
                 model, source, arguments.length or model.config.max_positions, arguments.batch_size,
-                arguments.samples, forward, answers,
+                arguments.samples, forward, answers, arguments.mask_documents,
             )  # fmt: skip
             results[f"{name} ({forward})"] = found.metrics
     if tasks:

@@ -55,17 +55,20 @@ def held_out_loss(
     limit: int | None,
     forward: Forward,
     answers: Answers,
+    mask_documents: bool = False,
 ) -> HeldOut:
-    """Loss over the first `limit` samples of `length` tokens (None: all) of a shard folder, batch by batch.
+    """Loss over `limit` samples of `length` tokens (None: all) of a shard folder, batch by batch.
 
-    Batches whose answer is kept are not measured again. Raises DataError for a folder that cannot be read.
+    `mask_documents` keeps the documents in a sample apart. Batches whose answer is kept are not measured again. Raises
+    DataError for a folder that cannot be read.
     """
     dataset = TokenDataset(source, length)
+    end = dataset.eod_id if mask_documents else None
     nats, tokens = 0.0, 0
     for number, batch in enumerate(validation_batches(dataset, batch_size, limit)):
-        key = answers.key("held out", str(source), length, forward, number, _fingerprint(batch))
+        key = answers.key("held out", str(source), length, forward, end, number, _fingerprint(batch))
         if key not in answers:
-            answers.add([(key, list(summed_loss(model, [batch], exact=forward == "exact")))])
+            answers.add([(key, list(summed_loss(model, [batch], forward == "exact", end)))])
         found, count = answers[key]
         nats, tokens = nats + found, tokens + int(count)
     return HeldOut(nats, tokens, bytes_per_token(Path(source)))
