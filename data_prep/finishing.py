@@ -5,6 +5,7 @@ Each step may be repeated, so a kill in the middle only means that the next star
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -74,6 +75,8 @@ def _assemble(job: Job, units: list[dict[str, Any]], tokenizer: Tokenizer, eod_i
         )
     if not documents:
         shutil.rmtree(job.work)
+        with contextlib.suppress(OSError):  # a quarantine stays, and so its folder
+            job.folder.rmdir()
         raise DataError(f"{job.units[0].pieces[0].file}: the input holds no document")
     record = TokenizerRecord(
         file="tokenizer" + tokenizer.path.suffix,
