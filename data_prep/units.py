@@ -45,7 +45,8 @@ def unit_chunks(unit: Unit, options: ReadOptions, spool: Path) -> Iterator[Chunk
             "lines": reader.lines,
             "sha256": reader.sha256,
         }
-        rest = max(0, piece.end - piece.start - position)
+        # A long line belongs to the range it starts in; ranges that it covers have read nothing.
+        rest = (reader.bytes if piece.is_range else piece.end - piece.start) - position
         yield Chunk(unit.index, index, piece.format, number, [], rest, end, index + 1 == len(unit.pieces))
 
 

@@ -12,6 +12,7 @@ import zstandard
 from data_prep.inputs import Piece, plan_units
 from data_prep.reading import PieceReader, ReadOptions
 from data_prep.records import parse
+from data_prep.units import unit_chunks
 from latentpt.data.indexed import Shard
 from latentpt.data.manifest import read_manifest
 from latentpt.data.tokenizer import load_tokenizer
@@ -250,3 +251,14 @@ def test_ranges_of_a_file_hold_every_line_once(tmp_path: Path) -> None:
                 reader = PieceReader(piece, ReadOptions(), tmp_path / "spool")
                 found += [parse(record, "jsonl", ReadOptions()).text for record in reader]
         assert found == documents
+
+
+def test_progress_adds_up_to_the_input_when_a_line_is_longer_than_a_unit(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    long = json.dumps({"text": "word " * 3000}).encode()
+    path.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n' * 40)
+    units = plan_units([str(path)], 2000)
+    chunks = [c for unit in units for c in unit_chunks(unit, ReadOptions(), tmp_path / "spool")]
+    assert len(units) > 5 and sum(len(c.records) for c in chunks) == 42
+    assert sum(c.bytes_read for c in chunks) == path.stat().st_size
+    assert all(c.bytes_read >= 0 for c in chunks)
