@@ -37,23 +37,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        # One buffer serves every chunk: a fresh one costs the system as long to map as its numbers take to compute.
+        buffer = hidden.new_empty(min(chunk_rows, hidden.shape[0]), weight.shape[0])
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
-            counted = targets[rows] != IGNORE
+            counted = (targets[rows] != IGNORE)[:, None]
             picked = targets[rows].clamp(min=0)[:, None]
-            logits = (hidden[rows] @ weight.T).to(wide)
-            lse = logits.logsumexp(dim=-1)
-            loss += ((lse - logits.gather(1, picked)[:, 0]) * counted).sum()
+            logits = torch.mm(hidden[rows], weight.T, out=buffer[: picked.shape[0]]).to(wide)
+            # -log softmax(logits)[target] = log sum exp(logits - top) + top - logits[target], one exponential each
+            top, target = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked)
+            exponentials = logits.sub_(top).exp_()
+            total = exponentials.sum(dim=-1, keepdim=True)
+            loss += ((total.log() + top - target) * counted).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             # d loss / d logits = softmax(logits) - onehot(target), in place of the logits
-            delta = logits.sub_(lse[:, None]).exp_()
-            delta.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=wide))
-            delta = delta.mul_(counted[:, None]).to(hidden.dtype)
+            delta = exponentials.mul_(counted / total)
+            delta = delta.scatter_add_(1, picked, -counted.to(wide)).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(delta, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += delta.T @ hidden[rows]
+                _add_product(grad_weight, delta.T, hidden[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -62,8 +66,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
+        # In place, since nobody else holds them; autograd refuses a second backward through the same graph.
         if grad_hidden is not None:
-            grad_hidden = (grad_hidden * grad).to(grad_hidden.dtype)
+            grad_hidden = grad_hidden.mul_(grad)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, with a product of lower precision widened before it is added."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, out=total)
+    else:
+        total.add_(a @ b)

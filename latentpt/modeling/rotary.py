@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,25 @@ def rotary(positions: Tensor, size: int, theta: float) -> Rotary:
 
 def rotate(x: Tensor, angles: Rotary) -> Tensor:
     """Rotate the first r values of every head of x [B, L, S, H, D]; all slots of a position turn by its angle."""
-    half = angles.cos.shape[-1]
     cos, sin = (part.to(x.dtype)[..., None, None, :] for part in angles)  # [(B,) L, 1, 1, r/2]
+    return _Rotation.apply(x, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation's gradient is the rotation back; told so, autograd fills no zeros around the slices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad_outputs[0], cos, -sin), None, None
