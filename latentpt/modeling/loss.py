@@ -37,13 +37,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
-        # One buffer serves every chunk: a fresh one costs the system as long to map as its numbers take to compute.
-        buffer = hidden.new_empty(min(chunk_rows, hidden.shape[0]), weight.shape[0])
+        # The same buffers serve every chunk: fresh ones take the system as long to map as their numbers to compute.
+        shape = (min(chunk_rows, hidden.shape[0]), weight.shape[0])
+        products = hidden.new_empty(shape)
+        widened = None if hidden.dtype == wide else products.new_empty(shape, dtype=wide)
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
             counted = (targets[rows] != IGNORE)[:, None]
             picked = targets[rows].clamp(min=0)[:, None]
-            logits = torch.mm(hidden[rows], weight.T, out=buffer[: picked.shape[0]]).to(wide)
+            product = torch.mm(hidden[rows], weight.T, out=products[: len(picked)])
+            logits = product if widened is None else widened[: len(picked)].copy_(product)
             # -log softmax(logits)[target] = log sum exp(logits - top) + top - logits[target], one exponential each
             top, target = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked)
             exponentials = logits.sub_(top).exp_()
@@ -53,7 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             # d loss / d logits = softmax(logits) - onehot(target), in place of the logits
             delta = exponentials.mul_(counted / total)
-            delta = delta.scatter_add_(1, picked, -counted.to(wide)).to(hidden.dtype)
+            delta = delta.scatter_add_(1, picked, -counted.to(wide))
+            delta = delta if widened is None else product.copy_(delta)
             if grad_hidden is not None:
                 torch.mm(delta, weight, out=grad_hidden[rows])
             if grad_weight is not None:
