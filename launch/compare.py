@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latentpt.compare.commands import plan, report, run
 from latentpt.compare.config import ComparisonConfig
-from latentpt.compare.execute import Interrupted
+from latentpt.compare.launching import Interrupted
 from latentpt.config import ConfigError, describe
 from latentpt.data.errors import DataError
 
@@ -37,6 +37,9 @@ def main() -> int:
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
         return 1
     return 0
 

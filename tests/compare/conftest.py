@@ -41,9 +41,9 @@ if number == int(os.environ.get("STOP_AT", 0)):
 thoughts = config["thoughts"]["num_thoughts"]
 tokens = config["training"]["tokens"] or 1000
 lines = []
-for point in range(1, 11):
-    shared = {"step": point, "tokens": point * tokens // 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts)}
-    loss = 4.0 - 0.1 * thoughts - 0.2 * point + 0.01 * config["seed"]
+for point in range(1, 31):
+    shared = {"step": point, "tokens": point * tokens // 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts) / 3}
+    loss = 4.0 - 0.1 * thoughts - 0.06 * point + 0.01 * config["seed"]
     lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1000.0 / (1 + thoughts)})
     lines.append({"kind": "validation", **shared, "loss": loss})
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
