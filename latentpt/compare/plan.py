@@ -108,6 +108,12 @@ def resolve(comparison: ComparisonConfig, arm: str) -> RunConfig:
     run = load_config(RunConfig, comparison.base, overrides)
     if EMBED_SCALE not in comparison.differ:
         scale = math.sqrt(2.5 * run.model.hidden_size)
+        given = run.thoughts.embed_scale
+        if given is not None and not math.isclose(given, scale):
+            raise ConfigError(
+                f"arm {arm} has {EMBED_SCALE} = {given}, but a comparison gives every arm sqrt(2.5 d) = {scale:.4g}; "
+                f"add {EMBED_SCALE} to `differ` if the difference is what you compare"
+            )
         run = load_config(RunConfig, comparison.base, [*overrides, f"{EMBED_SCALE}={scale}"])
     return run
 
@@ -290,14 +296,17 @@ def describe_plan(plan: Plan) -> str:
         "",
         "What differs between the arms:",
         "",
-        text_table(
-            ["key", *(arm.name for arm in plan.arms)],
-            [[key, *(short(values[arm.name]) for arm in plan.arms)] for key, values in plan.differs.items()],
-        ),
+        text_table(*differences_table(plan)),
         "",
         held_equal(plan),
     ]
     return "\n".join(lines)
+
+
+def differences_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what differs: a line for every arm, a column for every key."""
+    rows = [[arm.name, *(short(values[arm.name]) for values in plan.differs.values())] for arm in plan.arms]
+    return ["arm", *plan.differs], rows
 
 
 def held_equal(plan: Plan) -> str:

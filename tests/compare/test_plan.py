@@ -115,6 +115,14 @@ def test_every_arm_gets_the_same_embedding_scale(comparison):
     assert {arm.config["thoughts"]["embed_scale"] for arm in plan.arms} == {math.sqrt(2.5 * 32)}
 
 
+def test_an_embedding_scale_of_an_arms_own_is_refused_unless_named(comparison):
+    arms = {"vanilla": {}, "latent": {"thoughts": {**LATENT["thoughts"], "embed_scale": 1.0}}}
+    with pytest.raises(ConfigError, match=r"arm latent has thoughts.embed_scale = 1.0, but .* sqrt\(2.5 d\)"):
+        make_plan(comparison(arms=arms))
+    plan = make_plan(comparison(arms=arms, differ=["thoughts.embed_scale"]))
+    assert plan.differs["thoughts.embed_scale"] == {"vanilla": None, "latent": 1.0}
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
