@@ -1,13 +1,14 @@
-"""The report as one HTML file that needs no other: table, picture, verdict, what differs, generated text."""
+"""The report as one HTML file that needs no other: table, verdict, pictures, what differs, generated text."""
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 
-from latentpt.compare.plan import held_equal, short
+from latentpt.compare.plan import differences_table, held_equal
 from latentpt.compare.results import Results
-from latentpt.compare.tables import html_table, quantity
+from latentpt.compare.tables import html_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --rule: #ddd; --paper: #fff; --head: #f5f5f3; }
@@ -15,37 +16,44 @@ STYLE = """
   :root { --ink: #e6e6e6; --soft: #a0a0a0; --rule: #3a3a3a; --paper: #17181a; --head: #222427; }
 }
 body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 72rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+       max-width: 84rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-p.sub { color: var(--soft); margin: 0 0 1.5rem; }
+h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
+p, li { max-width: 60rem; } p.sub { color: var(--soft); margin: 0 0 1.5rem; }
+ul { padding-left: 1.2rem; margin: .4rem 0 1.6rem; }
 div.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .8rem; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
+         background: var(--paper); }
 th { background: var(--head); font-weight: 600; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; }
-img { max-width: 100%; background: #fff; border-radius: 6px; }
-blockquote { margin: .4rem 0 1rem; padding: .5rem .9rem; background: var(--head); border-radius: 6px;
-             white-space: pre-wrap; font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
-blockquote b { font-weight: 700; }
+th:first-child, td:first-child { text-align: left; font-weight: 600; position: sticky; left: 0; }
+table.texts td { text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere;
+                 font: .8rem/1.45 ui-monospace, monospace; }
+table.texts td:first-child { white-space: nowrap; padding-right: 1rem; }
+img { max-width: min(100%, 72rem); margin: .6rem 0; background: #fff; border-radius: 6px; }
 """
 
 
 def page(
-    results: Results, title: str, header: list[str], rows: list[list[str]], notes: list[str], picture: bytes
+    results: Results, title: str, table: str, note: str, verdict: list[str], pictures: dict[str, bytes]
 ) -> str:
-    """The whole page; every piece of text is escaped, the PNG is inside."""
-    arms = ", ".join(arm.name for arm in results.arms)
-    source = base64.b64encode(picture).decode("ascii")
-    differs = results.plan.differs
-    names = [arm.name for arm in results.plan.arms]
+    """The whole page; every piece of text is escaped, the PNGs are inside under their words."""
+    comparison = results.plan.comparison
+    seeds = ", ".join(map(str, comparison.seeds))
+    sub = f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}"
+    first, *others = verdict
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(arms)}</p>',
-        f'<div class="wide">{html_table(header, rows)}</div>',
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
-        f'<p><img alt="Validation loss of the arms" src="data:image/png;base64,{source}"></p>',
+        f'<p class="sub">{html.escape(sub)}</p>',
+        f'<div class="wide">{table}</div>',
+        f"<p>{html.escape(note)}</p>",
+        f"<p>{html.escape(first)}</p>",
+        "<ul>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in others) + "</ul>"
+        if others
+        else "",
+        *(picture(words, content) for words, content in pictures.items()),
         "<h2>What differs between the arms</h2>",
-        f'<div class="wide">{html_table(["key", *names], [[key, *(short(values[name]) for name in names)] for key, values in differs.items()])}</div>',
+        f'<div class="wide">{html_table(*differences_table(results.plan))}</div>',
         f"<p>{html.escape(held_equal(results.plan))}</p>",
         *generated(results),
     ]
@@ -53,19 +61,29 @@ def page(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(sections)
+        + "\n".join(filter(None, sections))
         + "\n</body>\n</html>\n"
     )
 
 
+def picture(words: str, content: bytes) -> str:
+    """A PNG inside the page."""
+    source = base64.b64encode(content).decode("ascii")
+    return f'<div><img alt="{html.escape(words)}" src="data:image/png;base64,{source}"></div>'
+
+
 def generated(results: Results) -> list[str]:
-    """Each prompt with the continuation of every arm (first seed)."""
+    """Every prompt with what each arm (first seed) goes on with, one under the other, blank lines left out."""
     prompts = results.plan.comparison.prompts
     if not prompts:
         return []
     lines = ["<h2>Generated text</h2>"]
-    for arm in results.arms:
-        lines.append(f"<p><b>{html.escape(arm.name)}</b> ({quantity(arm.plan.parameters)} parameters)</p>")
-        for prompt, text in arm.runs[0].measured.texts.items():
-            lines.append(f"<blockquote><b>{html.escape(prompt)}</b>{html.escape(text)}</blockquote>")
+    for prompt in prompts:
+        lines.append(f"<h3>{html.escape(prompt)}</h3>")
+        texts = [(arm.name, arm.runs[0].measured.texts.get(prompt, "")) for arm in results.arms]
+        texts = [(name, re.sub(r"\n\s*\n", "\n", text.strip())) for name, text in texts]
+        rows = "\n".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>" for name, text in texts
+        )
+        lines.append(f'<table class="texts">\n{rows}\n</table>')
     return lines

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from latentpt.compare.config import UNITS
 from latentpt.compare.page import page
-from latentpt.compare.plots import draw
+from latentpt.compare.plots import draw_costs, draw_finals
 from latentpt.compare.results import ArmResult, Results
-from latentpt.compare.tables import markdown_table, quantity, text_table
+from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
 from latentpt.files import write_bytes, write_text
 
 HEADER = [
@@ -24,23 +24,32 @@ HEADER = [
 ]
 
 
+PICTURES = {"loss.png": "Validation loss over what it costs", "arms.png": "Final losses of the arms"}
+
+
 def write_report(results: Results, unigram: float) -> str:
-    """Write report.md, report.html and loss.png into the comparison's folder; returns the report for the terminal."""
+    """Write report.md, report.html, loss.png and arms.png into the comparison's folder.
+
+    Returns the report for the terminal: generated text first, the table and the verdict last, where they are seen.
+    """
     folder = results.plan.comparison.folder
     title = f"Equal {UNITS[results.plan.comparison.budget]}: {quantity(results.plan.amount)}"
     rows = [row(arm) for arm in results.arms]
-    picture = draw(results, title)
-    write_bytes(folder / "loss.png", picture)
-    notes = [reading(results, unigram), *verdict(results)]
-    write_text(folder / "report.html", page(results, title, HEADER, rows, notes, picture))
-    markdown = [f"# {title}", markdown_table(HEADER, rows), "![Loss](loss.png)", *notes]
+    drawn = [draw_costs(results, title), draw_finals(results, title)]
+    for name, picture in zip(PICTURES, drawn, strict=True):
+        write_bytes(folder / name, picture)
+    note, judged = reading(results, unigram), verdict(results)
+    pictures = dict(zip(PICTURES.values(), drawn, strict=True))
+    write_text(folder / "report.html", page(results, title, html_table(HEADER, rows), note, judged, pictures))
+    shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
+    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *shown]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     texts = [
         f"--- {arm.name}: {prompt}{text}"
         for arm in results.arms
         for prompt, text in arm.runs[0].measured.texts.items()
     ]
-    return "\n\n".join([title, text_table(HEADER, rows), *notes, *texts])
+    return "\n\n".join([*texts, title, text_table(HEADER, rows), note, *judged])
 
 
 def row(arm: ArmResult) -> list[str]:
@@ -73,29 +82,31 @@ def reading(results: Results, unigram: float) -> str:
 
 
 def verdict(results: Results) -> list[str]:
-    """One sentence per arm against the reference by exact-decode loss, and the size a difference must have."""
+    """What the differences from the reference in exact-decode loss allow to say: how large one must be, who passes."""
     reference = results.plan.comparison.reference_arm
-    by_name = {arm.name: arm for arm in results.arms}
-    if reference not in by_name or len(by_name) < 2:
+    if results.reference is None or len(results.arms) < 2:
         return [f"No verdict: {reference} and another arm must be finished first."]
     smallest = results.smallest_difference()
     if smallest is None:
-        return ["No verdict: a single seed says nothing about the spread that a difference must exceed."]
-    sentences = [
+        return [
+            "No verdict: a single seed that all arms have finished says nothing about the spread that a difference "
+            "must exceed."
+        ]
+    means = {name: float(losses.mean()) for name, losses in results.shared_losses().items()}
+    differences = {name: mean - means[reference] for name, mean in means.items() if name != reference}
+    groups = {
+        f"Better than {reference}": {n: d for n, d in differences.items() if d < -smallest},
+        f"Worse than {reference}": {n: d for n, d in differences.items() if d > smallest},
+        f"Not distinguishable from {reference}": {n: d for n, d in differences.items() if abs(d) <= smallest},
+    }
+    return [
         f"By exact-decode loss at equal {UNITS[results.plan.comparison.budget]}, differences from {reference} above "
-        f"{smallest:.4f} nats exceed the spread of the seeds (95 %, all comparisons together)."
+        f"{smallest:.4f} nats exceed the spread of the seeds (95 %, all comparisons together).",
+        *(f"{words}: {listed(group)}." for words, group in groups.items() if group),
     ]
-    for arm in results.arms:
-        if arm.name != reference:
-            sentences.append(judgement(arm, by_name[reference], smallest))
-    return sentences
 
 
-def judgement(arm: ArmResult, reference: ArmResult, smallest: float) -> str:
-    """What the difference between an arm and the reference allows to say."""
-    difference = arm.exact_loss.mean - reference.exact_loss.mean
-    if abs(difference) <= smallest:
-        return f"{arm.name} and {reference.name}: not distinguishable ({difference:+.4f})."
-    return (
-        f"{arm.name} is {'better' if difference < 0 else 'worse'} than {reference.name} ({difference:+.4f})."
-    )
+def listed(differences: dict[str, float]) -> str:
+    """Arms with their differences, the lowest loss first."""
+    ranked = sorted(differences.items(), key=lambda pair: pair[1])
+    return ", ".join(f"{name} ({difference:+.4f})" for name, difference in ranked)

@@ -86,11 +86,24 @@ class Results:
             len(arm.runs) == len(self.plan.comparison.seeds) for arm in self.arms
         )
 
-    def smallest_difference(self) -> float | None:
-        """Smallest difference in exact loss that seeds do not explain, over the seeds that every arm finished."""
+    @property
+    def reference(self) -> ArmResult | None:
+        """The reference arm, None while it has no finished run."""
+        name = self.plan.comparison.reference_arm
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def shared_losses(self) -> dict[str, np.ndarray]:
+        """Exact loss of every arm, [seeds], over the seeds that all arms here have finished."""
         shared = set.intersection(*({run.seed for run in arm.runs} for arm in self.arms))
-        losses = [[run.measured.exact_loss for run in arm.runs if run.seed in shared] for arm in self.arms]
-        return smallest_difference(np.array(losses)) if shared else None
+        return {
+            arm.name: np.array([run.measured.exact_loss for run in arm.runs if run.seed in shared])
+            for arm in self.arms
+        }
+
+    def smallest_difference(self) -> float | None:
+        """Smallest difference in mean exact loss, over `shared_losses`, that seeds do not explain."""
+        losses = np.array(list(self.shared_losses().values()))
+        return smallest_difference(losses) if losses.size else None
 
 
 def read_results(plan: Plan) -> Results:

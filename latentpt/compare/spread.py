@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         mean = format(self.mean, spec)
-        return mean if self.deviation is None else f"{mean} ± {format(self.deviation, spec)}"
+        return mean if self.deviation is None else f"{mean} ± {format(self.deviation, spec.lstrip('+'))}"
 
 
 def estimate(values: list[float]) -> Estimate:

@@ -1,14 +1,16 @@
 """The report: figures of the table, a verdict only where the spread allows one, files that need no others."""
 
+import base64
 import re
 from pathlib import Path
 
 import pytest
 
 from latentpt.compare.execute import execute
+from latentpt.compare.launching import Interrupted
 from latentpt.compare.plan import make_plan, write_plan
 from latentpt.compare.report import row, verdict, write_report
-from latentpt.compare.results import read_results
+from latentpt.compare.results import ArmResult, Results, read_results
 from latentpt.config import ConfigError
 
 
@@ -33,21 +35,40 @@ def test_a_row_holds_mean_and_spread_over_seeds(results):
 
 
 def test_a_single_seed_gets_no_verdict(results):
-    assert verdict(results(seeds=[0])) == [
-        "No verdict: a single seed says nothing about the spread that a difference must exceed."
-    ]
+    (sentence,) = verdict(results(seeds=[0]))
+    assert sentence.startswith("No verdict: a single seed")
 
 
 def test_a_verdict_is_given_only_beyond_the_spread(results):
-    sentences = verdict(results(seeds=[0, 1, 2, 3]))
-    assert sentences[1].startswith("latent is better than vanilla (-0.1")
-    assert sentences[2].startswith("stages and vanilla: not distinguishable")
+    needed, better, alike = verdict(results(seeds=[0, 1, 2, 3]))
+    assert "differences from vanilla above" in needed
+    assert better.startswith("Better than vanilla: latent (-0.1")
+    assert alike.startswith("Not distinguishable from vanilla: stages")
+
+
+def test_the_verdict_compares_arms_on_the_seeds_that_all_have_finished(results):
+    """The loss grows by 0.01 a seed, so a mean over more seeds would make an arm look worse than it is."""
+    whole = results(seeds=[0, 1, 2, 3])
+    vanilla, latent, stages = whole.arms
+    partly = Results(whole.plan, [vanilla, ArmResult(latent.plan, latent.runs[:2]), stages])
+    assert verdict(partly)[1] == "Better than vanilla: latent (-0.1000)."
+    with_one = Results(whole.plan, [vanilla, ArmResult(latent.plan, latent.runs[:1]), stages])
+    assert verdict(with_one)[0].startswith("No verdict: a single seed that all arms have finished")
+
+
+def test_a_verdict_needs_the_reference(results):
+    whole = results(seeds=[0, 1])
+    without = Results(whole.plan, whole.arms[1:])
+    assert verdict(without) == ["No verdict: vanilla and another arm must be finished first."]
+    assert write_report(without, unigram=4.0)
 
 
 def test_files_are_self_contained_and_generated_text_is_escaped(results):
     text = write_report(results(seeds=[0, 1]), unigram=4.0)
     page = Path("out/report.html").read_text()
-    assert Path("out/loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("loss.png", "arms.png"):
+        picture = Path("out", name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "&lt;cat&gt; sat" in page and "<cat>" not in page
     assert "4.0000 (unigram)" in page
@@ -64,7 +85,7 @@ def test_a_comparison_without_finished_runs_has_no_report(comparison):
 def test_a_half_finished_comparison_is_reported_as_such(comparison, trainer, measured, monkeypatch):
     plan = make_plan(comparison())
     write_plan(plan)
-    monkeypatch.setenv("FAIL_AT", "3")
-    with pytest.raises(ConfigError):
+    monkeypatch.setenv("STOP_AT", "3")
+    with pytest.raises(Interrupted):
         execute(plan, trainer[0], measured[0])
     assert "Not every planned run is finished" in write_report(read_results(plan), unigram=4.0)
