@@ -21,6 +21,7 @@ from latentpt.data.tokenizer import Tokenizer
 from latentpt.hub.convert import check_expressible, check_tensors, from_hf, to_hf
 from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES
 from latentpt.hub.llama2c import read_llama2c
+from latentpt.hub.pieces import to_tokenizers
 from latentpt.hub.published import published_thoughts
 from latentpt.hub.weights import read_json, read_weights
 from latentpt.modeling.config import ModelConfig
@@ -118,10 +119,11 @@ def export_folder(
     tokenizer: Tokenizer | None = None,
     card: str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> None:
+) -> str:
     """Write `model` for transformers: weights in `dtype`, configuration, generation configuration, tokenizer and card.
 
-    The folder appears whole or not at all. Raises ConfigError if it is there already.
+    Returns why transformers cannot read the tokenizer, or an empty text if it can. The folder appears whole or not at
+    all. Raises ConfigError if it is there already.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -132,6 +134,7 @@ def export_folder(
     config["use_cache"] = True
     ends = {} if tokenizer is None or tokenizer.eod_id is None else {"eos_token_id": tokenizer.eod_id}
     starts = {"bos_token_id": ends["eos_token_id"], "pad_token_id": ends["eos_token_id"]} if ends else {}
+    lacking = ""
     side = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(side, ignore_errors=True)
     side.mkdir(parents=True)
@@ -142,7 +145,7 @@ def export_folder(
         if not stock:
             shutil.copyfile(_MODELING, side / _MODELING.name)
         if tokenizer is not None:
-            _write_tokenizer(side, tokenizer, model.config.max_positions)
+            lacking = _write_tokenizer(side, tokenizer, model.config.max_positions)
         if card is not None:
             (side / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
@@ -150,6 +153,7 @@ def export_folder(
         side.rename(folder)
     finally:
         shutil.rmtree(side, ignore_errors=True)
+    return lacking
 
 
 def loading_class(model: LanguageModel) -> str:
@@ -237,21 +241,31 @@ def _write_weights(folder: Path, state: dict[str, Tensor]) -> None:
     _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
-    """The tokenizer's own file, and for tokenizer.json what AutoTokenizer wants beside it."""
-    if tokenizer.path.suffix != ".json":
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> str:
+    """The tokenizer's own file, for a sentencepiece model also tokenizer.json, and what AutoTokenizer wants beside it.
+
+    Returns why a sentencepiece model lies there alone, or an empty text.
+    """
+    if tokenizer.path.suffix == ".json":
+        shutil.copyfile(tokenizer.path, folder / "tokenizer.json")
+        end = None if tokenizer.eod_id is None else tokenizer.decode([tokenizer.eod_id])
+    else:
         shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
-        return
-    shutil.copyfile(tokenizer.path, folder / "tokenizer.json")
+        try:
+            converted = to_tokenizers(tokenizer)
+        except ConfigError as error:
+            return str(error)
+        converted.save(str(folder / "tokenizer.json"))
+        end = None if tokenizer.eod_id is None else converted.id_to_token(tokenizer.eod_id)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_positions,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.eod_id is not None:
-        end = tokenizer.decode([tokenizer.eod_id])
+    if end is not None:
         settings |= {"eos_token": end, "bos_token": end, "pad_token": end}
     _write_json(folder / "tokenizer_config.json", settings)
+    return ""
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -29,8 +29,10 @@ def publish(arguments: argparse.Namespace) -> str:
     loader = loading_class(source.model)
     card = model_card(title, source.model, loader, _figures(source, arguments))
     dtype: torch.dtype = getattr(torch, arguments.dtype)
-    export_folder(source.model, output, tokenizer, card, dtype)
+    lacking = export_folder(source.model, output, tokenizer, card, dtype)
     without = "" if tokenizer is not None else " (without a tokenizer: none was at hand)"
+    if lacking:
+        without = f" (with its tokenizer.model alone: {lacking})"
     trust = ", trust_remote_code=True" if loader == "LatentptForCausalLM" else ""
     return f'wrote {output}{without}; load it with AutoModelForCausalLM.from_pretrained("{output}"{trust})'
 
