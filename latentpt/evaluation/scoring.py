@@ -50,10 +50,12 @@ def score(
     scores = []
     for row, (ids, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
         count = min(len(continuation), len(ids) - 1)
-        logits = model.decoder.head(hidden[row, len(ids) - 1 - count : len(ids) - 1]).float()
+        logits = model.decoder.head(hidden[row, len(ids) - 1 - count : len(ids) - 1])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = torch.tensor(ids[len(ids) - count :], device=device)
         logprobs = logits.log_softmax(-1).gather(-1, targets[:, None])
-        scores.append(Score(logprobs.sum().item(), bool((logits.argmax(-1) == targets).all())))
+        total = logprobs.sum(dtype=torch.float64)  # thousands of nats in float32 are rounded by a thousandth
+        scores.append(Score(total.item(), bool((logits.argmax(-1) == targets).all())))
     return scores
 
 
