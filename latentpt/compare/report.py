@@ -89,7 +89,7 @@ def verdict(results: Results) -> list[str]:
     smallest = results.smallest_difference()
     if smallest is None:
         return [
-            "No verdict: a single seed that all arms have finished says nothing about the spread that a difference "
+            "No verdict: not two seeds are finished in all arms, and one says nothing about the spread that a difference "
             "must exceed."
         ]
     means = {name: float(losses.mean()) for name, losses in results.shared_losses().items()}

@@ -36,7 +36,7 @@ def test_a_row_holds_mean_and_spread_over_seeds(results):
 
 def test_a_single_seed_gets_no_verdict(results):
     (sentence,) = verdict(results(seeds=[0]))
-    assert sentence.startswith("No verdict: a single seed")
+    assert sentence.startswith("No verdict: not two seeds")
 
 
 def test_a_verdict_is_given_only_beyond_the_spread(results):
@@ -53,7 +53,7 @@ def test_the_verdict_compares_arms_on_the_seeds_that_all_have_finished(results):
     partly = Results(whole.plan, [vanilla, ArmResult(latent.plan, latent.runs[:2]), stages])
     assert verdict(partly)[1] == "Better than vanilla: latent (-0.1000)."
     with_one = Results(whole.plan, [vanilla, ArmResult(latent.plan, latent.runs[:1]), stages])
-    assert verdict(with_one)[0].startswith("No verdict: a single seed that all arms have finished")
+    assert verdict(with_one)[0].startswith("No verdict: not two seeds")
 
 
 def test_a_verdict_needs_the_reference(results):
