@@ -4,7 +4,8 @@
     python launch/generate.py --model hf/ --file prompts.jsonl --output texts.jsonl --max-new-tokens 200
     python launch/generate.py --run runs/X                       a conversation, when started on a terminal
 
---file takes one JSON object a line with a "prompt" and perhaps a "seed"; the same lines come out with a "text".
+--file takes one JSON object a line with a "prompt" and perhaps a "seed"; the same lines come out with a "text", and with
+--show-thoughts also with "thoughts".
 """
 
 import argparse
@@ -35,7 +36,7 @@ def arguments() -> argparse.Namespace:
         "--batch-size", type=int, default=16, metavar="N", help="prompts of --file at once (default 16)"
     )
     parser.add_argument("--show-thoughts", type=int, nargs="?", const=5, default=0, metavar="N",
-                        help="print the N likeliest tokens of every slot, through the norm and the head (default 5)")  # fmt: skip
+                        help="show every slot's norm and N likeliest tokens, through the head (N: default 5)")  # fmt: skip
 
     how = parser.add_argument_group("how tokens are chosen")
     how.add_argument(
@@ -80,6 +81,9 @@ def main() -> int:
     except (ConfigError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
     return 0
 
 

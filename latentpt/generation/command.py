@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,35 +14,45 @@ import torch
 
 from latentpt.data.errors import DataError
 from latentpt.files import write_text
-from latentpt.generation.look import look, table
+from latentpt.generation.look import look, records, table
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Options, Writer
 from latentpt.seeding import stream
 
 _HELP = """Type a text and the model goes on from everything said so far; an empty line lets it go on alone.
-/new forgets what was said, /quit (or the end of the input) leaves."""
+Ctrl-C ends an answer, /new forgets what was said, /quit (or the end of the input) leaves."""
 
 
 def run(writer: Writer, arguments: argparse.Namespace) -> None:
     """Do what launch/generate.py was asked to; raises DataError or ValueError for what cannot be done."""
-    options = read_options(arguments)
+    options, top = read_options(arguments), arguments.show_thoughts
     if arguments.file is not None:
-        write_text_lines(writer, Path(arguments.file), arguments.output, options, arguments.batch_size)
+        write_text_lines(writer, Path(arguments.file), arguments.output, options, arguments.batch_size, top)
     elif arguments.prompt is None and sys.stdin.isatty():
-        converse(writer, options)
+        converse(writer, options, top)
     else:
         prompts = arguments.prompt or [sys.stdin.read() if not sys.stdin.isatty() else ""]
         texts = continue_prompts(writer, prompts, options)
         for prompt, text in zip(prompts, texts, strict=True):
-            if arguments.show_thoughts:
-                ids = writer.encode(prompt + text)
+            if top:
                 print()
-                print(table(look(writer.model, ids, arguments.show_thoughts), ids, writer.tokenizer))
+                print_thoughts(writer, prompt + text, top)
 
 
 def read_options(arguments: argparse.Namespace) -> Options:
-    """The command line's options of writing."""
+    """The command line's options of writing; raises ValueError for values that mean nothing."""
+    smallest = {"max_new_tokens": 1, "batch_size": 1, "draft": 0, "show_thoughts": 0}
+    for name, least in smallest.items():
+        value = getattr(arguments, name)
+        if value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if "" in arguments.stop:
+        raise ValueError("--stop needs a text that is not empty: every text ends with the empty one")
+    if arguments.output is not None and arguments.file is None:
+        raise ValueError(
+            "--output is where the results of --file go; without --file, redirect the standard output"
+        )
     sampling = Sampling(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.repetition_penalty
     )
@@ -51,13 +62,24 @@ def read_options(arguments: argparse.Namespace) -> Options:
     return Options(arguments.max_new_tokens, sampling, tuple(arguments.stop), prefill, arguments.draft)
 
 
+def print_thoughts(writer: Writer, text: str, top: int, first: int = 0) -> None:
+    """What is thought at every token of a text from number `first` on."""
+    ids = writer.encode(text)
+    thoughts = [thought for thought in look(writer.model, ids, top) if thought.position >= first]
+    print(table(thoughts, ids, writer.tokenizer))
+
+
 def continue_prompts(writer: Writer, prompts: list[str], options: Options) -> list[str]:
     """Print each prompt with its continuation, a single one as it is written; returns the continuations."""
     encoded = [writer.encode(prompt) for prompt in prompts]
     if len(prompts) == 1:
-        print(prompts[0], end="", flush=True)
-        texts = writer.continue_ids(encoded, options, lambda _, text: print(text, end="", flush=True))
-        print()
+        unsaid = [prompts[0]]  # it comes with the first piece, so that a refusal stands alone
+
+        def hear(_: int, piece: str) -> None:
+            print((unsaid.pop() if unsaid else "") + piece, end="", flush=True)
+
+        texts = writer.continue_ids(encoded, options, hear)
+        print(unsaid.pop() if unsaid else "")
         return texts
     texts = writer.continue_ids(encoded, options)
     print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
@@ -68,27 +90,32 @@ def continue_prompts(writer: Writer, prompts: list[str], options: Options) -> li
 
 
 def write_text_lines(
-    writer: Writer, path: Path, output: str | None, options: Options, batch_size: int
+    writer: Writer, path: Path, output: str | None, options: Options, batch_size: int, top: int = 0
 ) -> None:
     """Continue the `prompt` of every line of a file; write the lines with `text` added, in their order.
+
+    With `top` a line also gets `thoughts`, see `look.records`, with so many tokens for every slot.
 
     A line may have a `seed` of its own; the others draw from the command's seed and their number. Prompts of like
     length are decoded together.
     """
-    records = list(read_lines(path))
-    ids = [writer.encode(record["prompt"]) for record in records]
-    order = sorted(range(len(records)), key=lambda index: len(ids[index]))
+    lines = list(read_lines(path))
+    ids = [writer.encode(line["prompt"]) for line in lines]
+    order = sorted(range(len(lines)), key=lambda index: len(ids[index]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        streams = [_stream(records[index], index, options.sampling.seed) for index in batch]
+        streams = [_stream(lines[index], index, options.sampling.seed) for index in batch]
         texts = writer.continue_ids([ids[index] for index in batch], options, streams=streams)
         for index, text in zip(batch, texts, strict=True):
-            records[index]["text"] = text
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines[index]["text"] = text
+            if top:
+                read = writer.encode(lines[index]["prompt"] + text)
+                lines[index]["thoughts"] = records(look(writer.model, read, top), read, writer.tokenizer)
+    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     if output is None:
-        print(lines, end="")
+        print(written, end="")
     else:
-        write_text(Path(output), lines)
+        write_text(Path(output), written)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -119,8 +146,8 @@ def _stream(record: dict[str, Any], index: int, seed: int) -> torch.Generator:
 # ------------------------------------------------------------------------------------------------ conversation
 
 
-def converse(writer: Writer, options: Options) -> None:
-    """Read lines from a terminal and go on from everything said so far."""
+def converse(writer: Writer, options: Options, top: int = 0) -> None:
+    """Read lines from a terminal and go on from everything said so far; `top` > 0 shows thoughts after each answer."""
     print(_HELP)
     said = ""
     for turn in range(1_000_000):
@@ -134,13 +161,26 @@ def converse(writer: Writer, options: Options) -> None:
         if line == "/new":
             said = ""
             continue
+        known = len(writer.encode(said)) if said else 0
         said += line if not said or not line else "\n" + line
-        ids = fitting(writer.encode(said), writer.model.config.max_positions - options.max_new_tokens)
-        streams = [stream(options.sampling.seed, "turn", turn)]
-        said += writer.continue_ids(
-            [ids], options, lambda _, text: print(text, end="", flush=True), streams=streams
-        )[0]
-        print()
+        said += answer(writer, said, options, turn)
+        if top:
+            print_thoughts(writer, said, top, known)
+
+
+def answer(writer: Writer, said: str, options: Options, turn: int) -> str:
+    """Print what the model says next and return it; Ctrl-C ends it early."""
+    ids = fitting(writer.encode(said), writer.model.config.max_positions - options.max_new_tokens)
+    pieces: list[str] = []
+
+    def hear(_: int, piece: str) -> None:
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        writer.continue_ids([ids], options, hear, streams=[stream(options.sampling.seed, "turn", turn)])
+    print()
+    return "".join(pieces)
 
 
 def fitting(ids: list[int], room: int) -> list[int]:

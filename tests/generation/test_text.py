@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentpt.data.tokenizer import load_tokenizer
+from latentpt.generation.command import converse, fitting
 from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import GrowingText, Options, Writer
@@ -100,6 +101,32 @@ def test_a_conversation_goes_on_from_everything_said(tmp_path, monkeypatch, caps
     assert f"{first}\n" in out and f"{writer.write(['hello' + first], 6, Sampling())[0]}\n" in out
 
 
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(tmp_path, monkeypatch, capsys):
+    writer = Writer(bytes_model(), load_tokenizer(write_tokenizer(tmp_path)))
+    whole = writer.write(["hello"], 6, Sampling())[0]
+    typed, asked = iter(["hello", "", "/quit"]), []
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    plain = writer.continue_ids
+
+    def interrupted(ids, options, on_text, streams):
+        asked.append(writer.tokenizer.decode(ids[0]))
+        if len(asked) > 1:
+            return plain(ids, options, on_text, streams)
+        on_text(0, whole[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "continue_ids", interrupted)
+    converse(writer, Options(6), top=2)
+    assert asked == ["hello", "hello" + whole[:2]]
+    assert "    0  'h'" in capsys.readouterr().out
+
+
+def test_an_answer_goes_on_from_the_last_tokens_that_fit():
+    assert (
+        fitting([1, 2, 3], 2) == [2, 3] and fitting([1, 2, 3], 9) == [1, 2, 3] and fitting([1, 2], -5) == [2]
+    )
+
+
 def test_thoughts_are_shown_and_drafts_change_no_text(tmp_path, monkeypatch, capsys):
     model = bytes_model(method="latent", num_thoughts=1, visibility="stage_causal")
     run = write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
@@ -109,6 +136,13 @@ def test_thoughts_are_shown_and_drafts_change_no_text(tmp_path, monkeypatch, cap
     assert launch("generate", monkeypatch, *common, "--draft", 3, "--show-thoughts", 2) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(plain) and "    0  'a'" in shown and "slot 1: " in shown
+    (tmp_path / "in.jsonl").write_text('{"prompt": "ab"}\n')
+    file = ("--run", run, "--file", tmp_path / "in.jsonl", "--max-new-tokens", 5, "--device", "cpu")
+    assert launch("generate", monkeypatch, *file, "--show-thoughts", 2) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert plain == f"ab{written['text']}\n"
+    assert [(t["token"], t["slot"]) for t in written["thoughts"][:3]] == [("a", 0), ("a", 1), ("b", 0)]
+    assert all(len(t["likeliest"]) == 2 and t["norm"] > 0 for t in written["thoughts"])
 
 
 def test_the_command_continues_each_prompt(tmp_path, monkeypatch, capsys):
@@ -129,10 +163,17 @@ def test_the_command_continues_each_prompt(tmp_path, monkeypatch, capsys):
         (("--step", 8), "no checkpoint of step 8; the nearest is step 7"),
         (("--tokenizer", "nowhere.json"), "nowhere.json: there is no such tokenizer file"),
         (("--top-p", 0), "top_p must lie in"),
+        (("--max-new-tokens", 0), "--max-new-tokens must be at least 1, got 0"),
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (("--draft", -1), "--draft must be at least 0, got -1"),
+        (("--show-thoughts", -1), "--show-thoughts must be at least 0, got -1"),
+        (("--stop", ""), "--stop needs a text that is not empty"),
+        (("--output", "x.jsonl"), "--output is where the results of --file go"),
+        (("--draft", 2), "needs latent slots that are filled from the slot before"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, wrong, said):
     run = write_run(tmp_path / "run", bytes_model(), write_tokenizer(tmp_path / "data"))
     assert launch("generate", monkeypatch, "--run", run, "--prompt", "x", *wrong) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and out == ""
