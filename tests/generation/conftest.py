@@ -1,0 +1,39 @@
+"""Every thought method in every family, for the tests that claim something of all of them."""
+
+import functools
+
+import pytest
+
+from latentpt.thoughts.registry import METHODS
+from tests.conftest import tiny_model
+
+OPTIONS = {
+    "latent_mixture": [{}, {"top_k": 5}],
+    "ponder": [{}, {"top_k": 5}, {"cumulative": True}],
+}
+
+
+def _kinds():
+    for name, method in METHODS.items():
+        visible = ("causal", "stage_causal") if method.fixed_visibility is None else ("causal",)
+        for options in OPTIONS.get(name, [{}]):
+            for visibility in visible if name != "vanilla" else ("causal",):
+                for thoughts in (1, 2) if name in ("latent", "pause") else (2,):
+                    yield {
+                        "method": name, "num_thoughts": thoughts * (name != "vanilla"), "visibility": visibility, **options,
+                    }  # fmt: skip
+
+
+KINDS = list(_kinds())
+
+
+@functools.cache
+def model_of(family, number):
+    """The model of a family and a kind, made once."""
+    return tiny_model(family, **KINDS[number])
+
+
+@pytest.fixture(params=range(len(KINDS)), ids=lambda number: "-".join(map(str, KINDS[number].values())))
+def model(request, family):
+    """Each kind in each family."""
+    return model_of(family, request.param)
