@@ -52,7 +52,7 @@ A language model of {parameters:,} parameters in the {size.family} family ({size
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{name}"
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 model = AutoModelForCausalLM.from_pretrained(folder{trust})
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))

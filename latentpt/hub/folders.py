@@ -261,6 +261,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_positions,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # 4.57 adds token types otherwise
     }
     if end is not None:
         settings |= {"eos_token": end, "bos_token": end, "pad_token": end}

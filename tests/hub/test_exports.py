@@ -171,6 +171,9 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     card = (out / "README.md").read_text()
     assert "| piqa: acc | 0.6250 |" in card and "stderr" not in card
     assert "| validation loss, nats a token | 4.2500 |" in card and "thinks 1 latent thought:" in card
+    monkeypatch.chdir(tmp_path)
+    exec(card.split("```python")[1].split("```")[0].replace("max_new_tokens=50", "max_new_tokens=5"), {})
+    assert "Once upon a time" in capsys.readouterr().out
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "a café"
     assert tokenizer(text)["input_ids"] == load_tokenizer(tmp_path / "data").encode(text)
