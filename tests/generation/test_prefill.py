@@ -1,7 +1,6 @@
 """Reading prompts: tolerances, and what is refused; test_equalities.py holds the exact solvers to equality."""
 
 import pytest
-import torch
 
 from latentpt.generation.decode import Session, generate
 from latentpt.generation.prefill import Prefill
