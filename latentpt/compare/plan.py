@@ -91,10 +91,16 @@ def make_plan(comparison: ComparisonConfig, speeds: Mapping[str, float] | None =
     """Resolve every arm and match it at the budget; `speeds` (tokens per second) are needed for a budget in seconds.
 
     Raises:
-        ConfigError: an arm that differs in what must be equal, or that cannot meet the budget within the tolerance.
+        ConfigError: an arm that differs in what must be equal, that cannot meet the budget within the tolerance, or whose
+            batch cannot be divided among `processes`.
     """
     runs = {name: resolve(comparison, name) for name in comparison.arms}
     refuse_unfair(comparison, runs)
+    for name, run in runs.items():
+        try:
+            run.training.accumulation(run.data.sequence_length, comparison.processes or 1)
+        except ValueError as error:
+            raise ConfigError(f"arm {name}: {error}") from None
     speeds, reference = speeds or {}, comparison.reference_arm
     base = runs[reference]
     amount = comparison.amount or make_use(comparison, reference, base, speeds)(base.steps)

@@ -191,6 +191,7 @@ def test_flops_of_the_plan_are_those_of_the_flop_module(comparison):
         ({"budget": "inference_flops"}, "tokens do not change inference FLOPs"),
         ({"budget": "flops"}, "budget must be one of"),
         ({"tolerance": 0}, "tolerance must be positive"),
+        ({"processes": 3}, "arm vanilla: a global batch of 4 samples cannot be divided .* on 3 ranks"),
         ({"base": "bse.yaml"}, "bse.yaml is not a file"),
         ({"arms": {"latent": {"thoughts": {"metod": "latent"}}}}, "did you mean thoughts.method"),
     ],
