@@ -9,6 +9,7 @@
 """
 
 import argparse
+import os
 import sys
 
 from latentpt.config import ConfigError
@@ -81,6 +82,8 @@ def main() -> int:
     except (ConfigError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

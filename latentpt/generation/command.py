@@ -169,8 +169,13 @@ def converse(writer: Writer, options: Options, top: int = 0) -> None:
 
 
 def answer(writer: Writer, said: str, options: Options, turn: int) -> str:
-    """Print what the model says next and return it; Ctrl-C ends it early."""
-    ids = fitting(writer.encode(said), writer.model.config.max_positions - options.max_new_tokens)
+    """Print what the model says next and return it; Ctrl-C ends it early.
+
+    Where not everything fits model.max_positions, the oldest tokens are forgotten; an answer takes half of them at most.
+    """
+    limit = writer.model.config.max_positions
+    options = options._replace(max_new_tokens=min(options.max_new_tokens, max(limit // 2, 1)))
+    ids = fitting(writer.encode(said), limit - options.max_new_tokens)
     pieces: list[str] = []
 
     def hear(_: int, piece: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentpt.data.tokenizer import load_tokenizer
-from latentpt.generation.command import converse, fitting
+from latentpt.generation.command import answer, converse, fitting
 from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import GrowingText, Options, Writer
@@ -119,6 +119,15 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(tmp_path, monkeypatch, c
     converse(writer, Options(6), top=2)
     assert asked == ["hello", "hello" + whole[:2]]
     assert "    0  'h'" in capsys.readouterr().out
+
+
+def test_an_answer_leaves_half_of_the_positions_to_what_was_said(tmp_path, monkeypatch):
+    writer = Writer(bytes_model(), load_tokenizer(write_tokenizer(tmp_path)))
+    asked = []
+    monkeypatch.setattr(writer, "continue_ids", lambda ids, options, *_, **__: asked.append((ids, options)))
+    answer(writer, "a" * 100, Options(1000), 0)
+    ((ids,), options) = asked[0]
+    assert len(ids) == options.max_new_tokens == writer.model.config.max_positions // 2
 
 
 def test_an_answer_goes_on_from_the_last_tokens_that_fit():
