@@ -1,7 +1,7 @@
 """The eval command: held-out loss, tasks and diagnostics of one model, into a folder that an interrupted run goes on in.
 
 FOLDER/answers.jsonl      every answer as it was found
-FOLDER/results.json       what was asked and what came out
+FOLDER/results.json       of which weights what was asked and what came out
 FOLDER/table.txt          the same to read
 FOLDER/diagnostics.html   with --diagnostics
 FOLDER/tensorboard/       the same for TensorBoard
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from latentpt.config import ConfigError
@@ -38,6 +39,7 @@ def evaluate(
     arguments: argparse.Namespace,
 ) -> str:
     """Measure what the arguments ask for; returns the table. Raises ConfigError or DataError for what cannot be done."""
+    _check(model, arguments)
     tasks = [name for name in arguments.tasks.split(",") if name]
     data = task_data(arguments.task_data)
     if not arguments.online:
@@ -67,10 +69,26 @@ def evaluate(
         raise ConfigError("there is nothing to measure: name --tasks, --data, or a run with held-out data")
     text = table(results)
     asked = {key: value for key, value in vars(arguments).items() if key != "device"}
-    write_text(folder / "results.json", json.dumps({"asked": asked, "results": results}, indent=1) + "\n")
+    record = {"model": identity(model), "asked": asked, "results": results}
+    write_text(folder / "results.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "table.txt", text + "\n")
     _to_tensorboard(folder / "tensorboard", results, arguments.step or 0)
     return text
+
+
+def _check(model: LanguageModel, arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for counts that count nothing, for longer samples than the model reads, for a missing harness."""
+    least = {"batch_size": 1, "samples": 1, "length": 1, "limit": 1, "fewshot": 0}
+    for name, least_value in least.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least_value:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least_value}, not {value}")
+    if (arguments.length or 0) > model.config.max_positions:
+        raise ConfigError(
+            f"--length {arguments.length}: the model reads at most {model.config.max_positions} tokens"
+        )
+    if arguments.tasks and find_spec("lm_eval") is None:
+        raise ConfigError("--tasks needs lm-eval-harness; pip install latentpt[eval]")
 
 
 def task_data(asked: str | None) -> Path:
@@ -81,14 +99,16 @@ def task_data(asked: str | None) -> Path:
     return Path(shared) / "data" / "eval"
 
 
-def identity(model: LanguageModel, forward: str) -> str:
-    """Says which model and which forward answered: a hash of its weights' ends and of its configuration."""
+def identity(model: LanguageModel, forward: str = "") -> str:
+    """Says which model and which forward answered: a hash of its configuration and of a sample of its weights.
+
+    Every parameter gives its ends and a thousand entries between them; the same on every device.
+    """
     digest = hashlib.sha256(f"{model.config} {model.thoughts} {forward}".encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
-        digest.update(
-            f"{name} {flat[:8].tolist()} {flat[-8:].tolist()} {flat.double().sum().item()}".encode()
-        )
+        spread = flat[:: max(1, len(flat) // 1000)]
+        digest.update(f"{name} {flat[:8].tolist()} {flat[-8:].tolist()} {spread.tolist()}".encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latentpt.data.errors import DataError
+from latentpt.evaluation.command import identity
 from latentpt.hub.card import model_card, run_figures
 from latentpt.hub.folders import export_folder, loading_class
 from latentpt.hub.source import Source, open_source
@@ -38,15 +39,16 @@ def publish(arguments: argparse.Namespace) -> str:
 
 
 def _figures(source: Source, arguments: argparse.Namespace) -> dict[str, str]:
-    """What a run knows about itself: its summary, and what launch/eval.py found; neither is about an earlier step."""
+    """What a run knows about itself: its summary, and what launch/eval.py found about these weights, no others."""
     if source.run is None:
         return {"imported from": source.name}
     folder = Path(arguments.run)
     figures = {"run": source.name}
     if arguments.step is not None:
-        return {**figures, "step": f"{arguments.step:,}"}
-    summary = _read(folder / "summary.json")
-    evaluated = _read(folder / "evaluation" / "results.json").get("results", {})
+        figures["step"] = f"{arguments.step:,}"
+    summary = _read(folder / "summary.json") if arguments.step is None else {}  # it is about the last step
+    evaluation = _read(folder / "evaluation" / "results.json")
+    evaluated = evaluation["results"] if evaluation.get("model") == identity(source.model) else {}
     return figures | run_figures(summary, evaluated)
 
 

@@ -8,6 +8,7 @@ import transformers
 
 from latentpt.config import ConfigError
 from latentpt.data.tokenizer import load_tokenizer
+from latentpt.evaluation.command import identity
 from latentpt.generation.decode import generate
 from latentpt.hub import folders
 from latentpt.hub.folders import export_folder, load_folder
@@ -162,9 +163,8 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     run = write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
     (run / "summary.json").write_text('{"tokens": 1024, "training_flops": 3e9, "validation_loss": 4.25}')
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "results.json").write_text(
-        '{"results": {"piqa": {"acc": 0.625, "acc_stderr": 0.1}}}'
-    )
+    found = {"model": identity(model), "results": {"piqa": {"acc": 0.625, "acc_stderr": 0.1}}}
+    (run / "evaluation" / "results.json").write_text(json.dumps(found))
     out = tmp_path / "hf"
     assert launch("export", monkeypatch, "--run", run, "--output", out) == 0
     assert "trust_remote_code=True" in capsys.readouterr().out
@@ -181,3 +181,6 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     assert there.generation_config.eos_token_id == 256
     assert launch("export", monkeypatch, "--run", run, "--output", out) == 2
     assert "exists already" in capsys.readouterr().err
+    (run / "evaluation" / "results.json").write_text(json.dumps({**found, "model": "of another step"}))
+    assert launch("export", monkeypatch, "--run", run, "--output", tmp_path / "later") == 0
+    assert "piqa" not in (tmp_path / "later" / "README.md").read_text()
