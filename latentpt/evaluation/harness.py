@@ -19,6 +19,13 @@ from latentpt.seeding import stream
 
 TASKS = Path(__file__).with_name("tasks")
 Pair = tuple[list[int], list[int]]
+# Metrics of which less is better, and how the harness sums them up.
+_LOSSES = {
+    "perplexity": "perplexity",
+    "word_perplexity": "weighted_perplexity",
+    "byte_perplexity": "weighted_perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
 
 
 def local_tasks() -> list[str]:
@@ -39,8 +46,10 @@ def load_local_task(name: str, data: Path, fewshot: int) -> dict[str, Any]:
         raise ConfigError(
             f"task {name} needs {file}, which is missing; name its folder with --task-data, or use --online"
         )
-    lower_is_better = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
-    metrics = [{"metric": m, "higher_is_better": m not in lower_is_better} for m in config.pop("metrics")]
+    metrics = [
+        {"metric": m, "aggregation": _LOSSES.get(m, "mean"), "higher_is_better": m not in _LOSSES}
+        for m in config.pop("metrics")
+    ]
     config |= {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file)}},
@@ -140,6 +149,10 @@ def make_adapter(
                     groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
             for settings, members in groups.items():
                 options = _options(json.loads(settings))
+                if (
+                    options.max_new_tokens >= limit
+                ):  # the harness's default of 256 for a model of few positions
+                    options = options._replace(max_new_tokens=limit // 2)
                 prompts = [
                     writer.encode(requests[index].args[0])[-(limit - options.max_new_tokens) :]
                     for index in members

@@ -107,6 +107,15 @@ def test_texts_are_generated_up_to_the_stop_string(writer):
     assert found[1] == writer.continue_ids([writer.encode("a")], Options(3))[0]
 
 
+def test_a_model_of_few_positions_keeps_half_of_them_for_the_prompt(writer):
+    from lm_eval.api.instance import Instance
+
+    prompt = "abcdefgh" * 9
+    adapter = make_adapter(writer, 2, "training", Answers(None, ""))
+    (found,) = adapter.generate_until([Instance("generate_until", {}, (prompt, {}), 0)])
+    assert found == writer.continue_ids([writer.encode(prompt)[-24:]], Options(24, Sampling()))[0]
+
+
 def test_an_interrupted_evaluation_asks_only_what_was_not_answered(writer, data, tmp_path):
     path, asked = tmp_path / "answers.jsonl", []
     answered = make_adapter(writer, 2, "training", Answers(path, "x"), report=asked.append)
