@@ -77,16 +77,15 @@ def evaluate(
 
 
 def _check(model: LanguageModel, arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for counts that count nothing, for longer samples than the model reads, for a missing harness."""
+    """Raise ConfigError for counts that count nothing, samples that exceed a table of positions, a missing harness."""
     least = {"batch_size": 1, "samples": 1, "length": 1, "limit": 1, "fewshot": 0}
     for name, least_value in least.items():
         value = getattr(arguments, name)
         if value is not None and value < least_value:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least_value}, not {value}")
-    if (arguments.length or 0) > model.config.max_positions:
-        raise ConfigError(
-            f"--length {arguments.length}: the model reads at most {model.config.max_positions} tokens"
-        )
+    limit = model.config.max_positions
+    if model.config.positions == "learned" and (arguments.length or 0) > limit:
+        raise ConfigError(f"--length {arguments.length} exceeds the model's table of {limit} positions")
     if arguments.tasks and find_spec("lm_eval") is None:
         raise ConfigError("--tasks needs lm-eval-harness; pip install latentpt[eval]")
 

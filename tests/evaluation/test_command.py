@@ -91,7 +91,6 @@ def test_what_was_measured_is_not_measured_again(run, monkeypatch, capsys):
         (("--batch-size", 0), "--batch-size must be at least 1, not 0"),
         (("--samples", 0), "--samples must be at least 1, not 0"),
         (("--tasks", "piqa", "--limit", -1), "--limit must be at least 1, not -1"),
-        (("--length", 65), "the model reads at most 64 tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(run, monkeypatch, capsys, wrong, said):
@@ -99,3 +98,13 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(run, monkeypatch, ca
     assert launch("eval", monkeypatch, "--run", folder, "--device", "cpu", *wrong) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_samples_may_exceed_max_positions_only_where_positions_are_rotated(tmp_path, monkeypatch, capsys):
+    data = write_shards(tmp_path / "data", 0)
+    for family, code in (("llama", 0), ("gpt2", 2)):
+        model = tiny_model(family, torch.float32, size={"vocab_size": BYTES_VOCAB})
+        run = write_run(tmp_path / family, model, data)
+        arguments = ("--run", run, "--length", 70, "--forward", "training", "--device", "cpu")
+        assert launch("eval", monkeypatch, *arguments) == code
+    assert "--length 70 exceeds the model's table of 64 positions" in capsys.readouterr().err
