@@ -1,11 +1,13 @@
-"""Measure the training step, or estimate a run before it is trained.
+"""Measure the training step or decoding, or estimate a run before it is trained.
 
     python launch/bench.py --config configs/pythia-70m-latent1.yaml --estimate --devices 8 --memory 80
     python launch/bench.py --config configs/pythia-31m.yaml thoughts.method=latent thoughts.num_thoughts=1
+    python launch/bench.py --config configs/llama-410m-latent1.yaml --decode 256 --prompt-tokens 32
     PYTHONPATH=folder-with-transformers-4.46.1 python launch/bench.py --config ... --reference checkout-of-PonderLM-2
 
 The measurement times forward and backward by every solver, side by side in one process; with --reference also the
-published implementation, with the same weights and batch, after checking that loss and gradients are equal.
+published implementation, with the same weights and batch, after checking that loss and gradients are equal. With
+--decode it times greedy decoding and the reading of prompts instead, after checking that all ways write the same tokens.
 """
 
 import argparse
@@ -34,7 +36,19 @@ def main() -> int:
     parser.add_argument(
         "--tflops", type=float, default=400.0, help="sustained TFLOP/s of one device (default: 400)"
     )
-    parser.add_argument("--rows", type=int, help="samples in the timed batch (default: training.micro_batch)")
+    parser.add_argument(
+        "--decode", type=int, metavar="N", help="time the decoding of N tokens, not the training step"
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens of --decode's prompt (default: 512)",
+    )
+    parser.add_argument(
+        "--rows", type=int, help="samples in the timed batch (default: training.micro_batch; 1 with --decode)"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds (default: 10)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument(
@@ -48,7 +62,7 @@ def main() -> int:
 
             print(report(config, arguments.devices, arguments.memory, arguments.tflops))
             return 0
-        measure(config, arguments)
+        (measure if arguments.decode is None else decode)(config, arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -76,6 +90,25 @@ def measure(config, arguments) -> None:
         run(
             config.model, config.thoughts, rows, length, arguments.repeats, device,
             torch.bfloat16 if low else torch.float32, arguments.reference, peak and peak / 1e12,
+        )
+    )  # fmt: skip
+
+
+def decode(config, arguments) -> None:
+    """Time decoding and prefill on the GPU if there is one, else on the CPU."""
+    import torch
+
+    from latentpt.benchmark.decoding import run
+
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"float32, {device}, torch {torch.__version__}")
+    if arguments.reference is None:
+        print("the published code is not measured: name a checkout with --reference")
+    print(
+        run(
+            config.model, config.thoughts, arguments.rows or 1, arguments.prompt_tokens, arguments.decode, device,
+            arguments.reference,
         )
     )  # fmt: skip
 

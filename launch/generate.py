@@ -65,6 +65,9 @@ def arguments() -> argparse.Namespace:
     speed.add_argument(
         "--prefill-chunk", type=int, metavar="N", help="prompt tokens read at once (default: all)"
     )
+    speed.add_argument("--weights", choices=("float32", "bf16"), default="float32",
+                       help="how matrices are stored; bf16 is read in half the time and is exact for weights that "
+                       "were trained in it; a CPU needs a C++ compiler for the speed (default float32)")  # fmt: skip
     speed.add_argument("--draft", type=int, default=0, metavar="N",
                        help="tokens to guess and verify at once; the outcome stays the same (default 0)")  # fmt: skip
     return parser.parse_args()

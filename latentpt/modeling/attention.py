@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.linear import Linear, linear
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
 from latentpt.modeling.rotary import Rotary, rotate
 
@@ -58,15 +59,15 @@ class QKV(nn.Module):
         """x [B, L, S, d] -> q [B, L, R, H, D], k and v [B, L, S, H_kv, D], R the number of slots in `read`."""
         query_rows = self.heads * self.width
         if read is None:
-            q, kv = F.linear(x, self.weight, self.bias).split(
+            q, kv = linear(x, self.weight, self.bias).split(
                 [query_rows, 2 * self.kv_heads * self.width], dim=-1
             )
         else:
             q_bias, kv_bias = (
                 (None, None) if self.bias is None else (self.bias[:query_rows], self.bias[query_rows:])
             )
-            q = F.linear(x[:, :, read], self.weight[:query_rows], q_bias)
-            kv = F.linear(x, self.weight[query_rows:], kv_bias)
+            q = linear(x[:, :, read], self.weight[:query_rows], q_bias)
+            kv = linear(x, self.weight[query_rows:], kv_bias)
         k, v = kv.unflatten(-1, (2 * self.kv_heads, self.width)).split(self.kv_heads, dim=-2)
         return q.unflatten(-1, (self.heads, self.width)), k, v
 
@@ -86,7 +87,7 @@ class Attention(nn.Module):
             )
         self.causal = BACKENDS[backend]
         self.qkv = QKV(config)
-        self.out = nn.Linear(config.num_heads * config.head_width, config.hidden_size, bias=config.bias)
+        self.out = Linear(config.num_heads * config.head_width, config.hidden_size, bias=config.bias)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentpt.modeling.attention import Attention, LayerCache
 from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.linear import Linear
 from latentpt.modeling.loss import linear_cross_entropy
 from latentpt.modeling.merge import KeyBlock
 from latentpt.modeling.rotary import Rotary, rotary
@@ -36,8 +37,8 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         width = config.mlp_size * (2 if self.activation == "swiglu" else 1)
-        self.up = nn.Linear(config.hidden_size, width, bias=config.bias)
-        self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=config.bias)
+        self.up = Linear(config.hidden_size, width, bias=config.bias)
+        self.down = Linear(config.mlp_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
@@ -80,7 +81,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), kv
 
 
-class Head(nn.Linear):
+class Head(Linear):
     """Unembedding W_o [V, d] without bias; gives logits or, never holding them all, the loss."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from latentpt.modeling.linear import linear
 from latentpt.modeling.loss import CHUNK_ROWS
 
 
@@ -28,7 +29,7 @@ def softmax_mixture(
 
 
 def _mix(hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None) -> Tensor:
-    logits = hidden @ head.T
+    logits = linear(hidden, head)
     if top_k is None or top_k >= logits.shape[-1]:
         return logits.softmax(dim=-1).to(table.dtype) @ table
     largest = logits.topk(top_k, dim=-1)

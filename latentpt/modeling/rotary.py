@@ -25,7 +25,7 @@ def rotary(positions: Tensor, size: int, theta: float) -> Rotary:
 def rotate(x: Tensor, angles: Rotary) -> Tensor:
     """Rotate the first r values of every head of x [B, L, S, H, D]; all slots of a position turn by its angle."""
     cos, sin = (part.to(x.dtype)[..., None, None, :] for part in angles)  # [(B,) L, 1, 1, r/2]
-    return _Rotation.apply(x, cos, sin)
+    return _Rotation.apply(x, cos, sin) if x.requires_grad else _turn(x, cos, sin)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
