@@ -40,6 +40,8 @@ def evaluate(
 ) -> str:
     """Measure what the arguments ask for; returns the table. Raises ConfigError or DataError for what cannot be done."""
     _check(model, arguments)
+    if arguments.diagnostics and not sources:
+        raise ConfigError("--diagnostics needs held-out data; name a shard folder with --data")
     tasks = [name for name in arguments.tasks.split(",") if name]
     data = task_data(arguments.task_data)
     if not arguments.online:
@@ -60,7 +62,7 @@ def evaluate(
             raise ConfigError("tasks need a tokenizer; name one with --tokenizer")
         adapter = make_adapter(writer, arguments.batch_size, forwards[0], answers)
         results |= run_tasks(adapter, tasks, data, arguments.fewshot, arguments.limit, arguments.online)
-    if arguments.diagnostics and sources:
+    if arguments.diagnostics:
         found_out = diagnose(model, next(iter(sources.values())), arguments.length or model.config.max_positions,
                              arguments.batch_size, arguments.samples or 32)  # fmt: skip
         write_text(folder / "diagnostics.html", diagnostics_page(folder.parent.name, found_out))

@@ -12,6 +12,7 @@ from latentpt.data.indexed import ShardWriter
 from latentpt.data.manifest import Counts, Manifest, TokenizerRecord
 from latentpt.evaluation import held_out
 from latentpt.evaluation.perplexity import validation_loss
+from latentpt.hub.folders import export_folder
 from tests.conftest import tiny_model
 from tests.folders import BYTES_VOCAB, launch, write_run, write_tokenizer
 
@@ -108,3 +109,10 @@ def test_samples_may_exceed_max_positions_only_where_positions_are_rotated(tmp_p
         arguments = ("--run", run, "--length", 70, "--forward", "training", "--device", "cpu")
         assert launch("eval", monkeypatch, *arguments) == code
     assert "--length 70 exceeds the model's table of 64 positions" in capsys.readouterr().err
+
+
+def test_diagnostics_without_data_are_refused(tmp_path, monkeypatch, capsys):
+    export_folder(tiny_model("llama", torch.float32), tmp_path / "hf")
+    arguments = ("--model", tmp_path / "hf", "--output", tmp_path / "out", "--device", "cpu", "--diagnostics")
+    assert launch("eval", monkeypatch, *arguments) == 2
+    assert "--diagnostics needs held-out data" in capsys.readouterr().err
