@@ -167,7 +167,9 @@ class Stretch:
             for slot in range(slots):
                 u = here.tokens.embeds if slot == 0 else here._latents(column, range(slot, slot + 1))
                 others = self._seen(slots, every, fresh, before)
-                read = slice(0, 0) if following is not None and slot == slots - 1 else None
+                # The last slot's state is for the reader, the others' for the slot after them, if it feeds on states.
+                wanted = following is None if slot == slots - 1 else self.method.feedback
+                read = None if wanted else slice(0, 0)
                 x, kv = self.decoder.run(u, angles, others, read, keep=True, mask=mask)
                 column = Cells(u, x, kv)
                 fresh.append(kv)

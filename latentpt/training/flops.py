@@ -89,8 +89,8 @@ def _columns(
         later = stale * sum(sees(slot, j % slots) for j in range(number + 1, slots * every))
         prefix = start * sum(sees(slot, j) for j in range(method.slots))
         pairs = (1 + earlier) * rows * (rows + 1) // 2 + later * rows * (rows - 1) // 2 + rows * prefix
-        unread = following is not None and slot == slots - 1
-        yield CellSet(rows, 0 if unread else rows, pairs, 0 if unread else pairs, sweep.grad)
+        wanted = following is None if slot == slots - 1 else method.feedback
+        yield CellSet(rows, rows * wanted, pairs, pairs * wanted, sweep.grad)
 
 
 def schedule_cost(model: ModelConfig, method: ThoughtMethod, schedule: Schedule, length: int) -> Cost:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from latentpt.config import ConfigError
 
 # In the order of precedence when ranks report different reasons in the same step.
-REASONS = (None, "file STOP", "SIGUSR1", "SIGTERM")
+REASONS = (None, "file STOP", "SIGUSR1", "SIGINT", "SIGTERM")
 
 
 class StopSignals:
@@ -37,7 +37,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -50,6 +50,8 @@ class StopSignals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._flag = max(self._flag, REASONS.index(signal.Signals(number).name))
+        if number == signal.SIGINT:  # whoever presses Ctrl-C again does not want to wait for the state
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def reason(self) -> str | None:
         """Call once after every step, on every rank: why to stop now, the same on all ranks, or None."""

@@ -265,7 +265,7 @@ class Trainer:
             lr=lr,
             tokens_per_second=(progress.tokens - tokens_before) / elapsed,
             mfu=flops_per_second / self.peak if self.peak is not None else None,
-            refinements=schedule.refinements if self.config.thoughts.num_thoughts else None,
+            refinements=schedule.refinements or None,
             skipped=progress.skipped,
             **{f"residual/{k}": residual for k, residual in enumerate(residuals, start=1)},
         )

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentpt.training.flops import inference_flops_per_token, schedule_cost, training_cost
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import FAMILIES, tiny_ids, tiny_model
 
 ATEN = torch.ops.aten
 
@@ -47,7 +47,19 @@ CASES = {
     "strided": {"method": "latent", "num_thoughts": 1, "solver": "strided", "stride": 5, "refinements": 2},
     "sequential": {"method": "latent", "num_thoughts": 1, "solver": "sequential"},
     "latent-mixture": {"method": "latent_mixture", "num_thoughts": 1, "refinements": 1},
+    "latent-mixture-gauss-seidel": {
+        "method": "latent_mixture", "num_thoughts": 1, "solver": "gauss_seidel", "refinements": 1,
+    },
+    "latent-mixture-sequential": {"method": "latent_mixture", "num_thoughts": 1, "solver": "sequential"},
+    "latent-mixture-stage-causal": {"method": "latent_mixture", "num_thoughts": 2, "visibility": "stage_causal"},
+    "strided-chunked": {
+        "method": "latent", "num_thoughts": 1, "solver": "strided", "stride": 2, "refinements": 2, "chunk": 6,
+    },
+    "gauss-seidel-chunked": {
+        "method": "latent", "num_thoughts": 1, "solver": "gauss_seidel", "refinements": 1, "chunk": 5,
+    },
     "pause": {"method": "pause", "num_thoughts": 2},
+    "pause-stage-causal": {"method": "pause", "num_thoughts": 2, "visibility": "stage_causal"},
     "loop": {"method": "loop", "num_thoughts": 2},
     "ponder": {"method": "ponder", "num_thoughts": 2},
     "ponder-hidden": {"method": "ponder_hidden", "num_thoughts": 2},
@@ -56,7 +68,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("family", ["pythia", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_counted_flops_equal_torchs_counter(family, name):
     size = {"num_layers": 3, "hidden_size": 32, "vocab_size": 37}
     model = tiny_model(family, dtype=torch.float32, size=size, **CASES[name])

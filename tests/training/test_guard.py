@@ -9,7 +9,7 @@ from latentpt.config import ConfigError
 from latentpt.training.guard import SkippedSteps, StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_a_reason_to_stop_and_handlers_are_restored(number, tmp_path):
     before = signal.getsignal(number)
     with StopSignals(tmp_path / "STOP") as signals:
@@ -17,6 +17,12 @@ def test_a_signal_is_a_reason_to_stop_and_handlers_are_restored(number, tmp_path
         os.kill(os.getpid(), number)
         assert signals.reason() == number.name
     assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    with StopSignals(tmp_path / "STOP"), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_file_named_stop_is_a_reason_to_stop(tmp_path):
