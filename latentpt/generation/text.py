@@ -96,7 +96,7 @@ class Writer:
         `streams` replace the rows' random streams. Raises ValueError for options that do not fit the model.
         """
         eod = [] if self.tokenizer.eod_id is None else [self.tokenizer.eod_id]
-        growing = [GrowingText(self.tokenizer, eod, options.stop) for _ in prompts]
+        growing = [GrowingText(self.tokenizer, eod, options.stop, prompt) for prompt in prompts]
 
         def on_token(row: int, token: int) -> bool:
             piece = growing[row].add(token)
@@ -121,6 +121,10 @@ class Writer:
         return [text.said for text in growing]
 
 
+CONTEXT_IDS = 8
+"""Ids of the prompt that the first new ones are decoded after."""
+
+
 class GrowingText:
     """Text of ids that come one by one.
 
@@ -128,19 +132,28 @@ class GrowingText:
     until it is or is not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, silent: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
-        """`silent` ids have no text; at the first of the `stop` strings the text ends."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        silent: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        after: Sequence[int] = (),
+    ) -> None:
+        """`silent` ids have no text; at the first of the `stop` strings the text ends.
+
+        `after` are the ids that the text goes on from: a tokenizer that keeps a word's space with the word drops it at
+        the beginning of a text.
+        """
         self.tokenizer, self.silent, self.stop = tokenizer, silent, stop
-        self.ids: list[int] = []
+        self.ids = [token for token in after if token not in silent][-CONTEXT_IDS:]
         self.text = ""
         """Everything decoded so far."""
         self.said = ""
         """The part of it that was handed out."""
         self.ended = False
         """Whether a stop string was found."""
-        self._window = self._read = (
-            0  # ids before _window are never decoded again, ids before _read are in the text
-        )
+        # ids before _window are never decoded again, ids before _read are in the text
+        self._window, self._read = 0, len(self.ids)
 
     def add(self, token: int) -> str:
         """What the token adds to the text."""

@@ -11,7 +11,7 @@ from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import GrowingText, Options, Writer
 from tests.conftest import tiny_model
-from tests.folders import BYTES_VOCAB, launch, write_run, write_tokenizer
+from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
 
 def bytes_model(**thoughts):
@@ -59,6 +59,16 @@ def test_characters_and_stop_strings_come_out_whole(tmp_path, stop):
     text = "".join([*pieces, growing.rest()])
     assert text == growing.said == (said.split("é")[0] if stop == ("é",) else said)
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_continuation_keeps_the_space_before_its_first_word(cut):
+    tokenizer = load_tokenizer(shared("tokenizers", "sentencepiece", "test_model.model"))
+    said = "I have been reading a great many books, he said."
+    ids = tokenizer.encode(said)
+    growing = GrowingText(tokenizer, [], after=ids[:cut])
+    pieces = [growing.add(token) for token in ids[cut:]]
+    assert tokenizer.decode(ids[:cut]) + "".join([*pieces, growing.rest()]) == said
 
 
 def test_a_repetition_penalty_drives_out_what_was_said():
