@@ -8,6 +8,7 @@ composes them into one run. Values are taken in this order, later ones winning:
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +42,14 @@ Origins = dict[tuple[str, ...], str]  # where the value of a key came from: a fi
 
 
 # ---------------------------------------------------------------------------------------------- loading
+
+
+def require_at_least(arguments: argparse.Namespace, **least: float) -> None:
+    """Raise ConfigError for the first option of a command line that is smaller than its least value; None is unset."""
+    for name, least_value in least.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least_value:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least_value}, got {value}")
 
 
 def load_config(kind: type[S], path: str | Path | None, overrides: Iterable[str] = ()) -> S:

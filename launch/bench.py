@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from latentpt.config import ConfigError
+from latentpt.config import ConfigError, require_at_least
 from latentpt.run import load_run_config
 
 
@@ -56,6 +56,17 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     try:
+        require_at_least(
+            arguments,
+            devices=1,
+            memory=0.1,
+            tflops=0.001,
+            rows=1,
+            repeats=1,
+            threads=1,
+            decode=1,
+            prompt_tokens=1,
+        )
         config = load_run_config(arguments.config, arguments.overrides)
         if arguments.estimate:
             from latentpt.benchmark.estimate import report

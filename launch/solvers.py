@@ -6,7 +6,7 @@ python launch/solvers.py --run runs/X --samples 8
 import argparse
 import sys
 
-from latentpt.config import ConfigError
+from latentpt.config import ConfigError, require_at_least
 from latentpt.data.errors import DataError
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=4, help="largest number of refinements (default: 4)")
     arguments = parser.parse_args()
     try:
+        require_at_least(arguments, samples=1, sweeps=0)
         measure(arguments)
     except (ConfigError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

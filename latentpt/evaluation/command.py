@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from latentpt.config import ConfigError
+from latentpt.config import ConfigError, require_at_least
 from latentpt.evaluation.answers import Answers
 from latentpt.evaluation.diagnostics import diagnose
 from latentpt.evaluation.harness import load_local_task, make_adapter, run_tasks
@@ -80,11 +80,7 @@ def evaluate(
 
 def _check(model: LanguageModel, arguments: argparse.Namespace) -> None:
     """Raise ConfigError for counts that count nothing, samples that exceed a table of positions, a missing harness."""
-    least = {"batch_size": 1, "samples": 1, "length": 1, "limit": 1, "fewshot": 0}
-    for name, least_value in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < least_value:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least_value}, not {value}")
+    require_at_least(arguments, batch_size=1, samples=1, length=1, limit=1, fewshot=0)
     limit = model.config.max_positions
     if model.config.positions == "learned" and (arguments.length or 0) > limit:
         raise ConfigError(f"--length {arguments.length} exceeds the model's table of {limit} positions")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from latentpt.config import require_at_least
 from latentpt.data.errors import DataError
 from latentpt.files import write_text
 from latentpt.generation.look import look, records, table
@@ -54,11 +55,7 @@ def store_in_bf16(model: LanguageModel) -> None:
 
 def read_options(arguments: argparse.Namespace) -> Options:
     """The command line's options of writing; raises ValueError for values that mean nothing."""
-    smallest = {"max_new_tokens": 1, "batch_size": 1, "draft": 0, "show_thoughts": 0}
-    for name, least in smallest.items():
-        value = getattr(arguments, name)
-        if value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    require_at_least(arguments, max_new_tokens=1, batch_size=1, draft=0, show_thoughts=0)
     if "" in arguments.stop:
         raise ValueError("--stop needs a text that is not empty: every text ends with the empty one")
     if arguments.output is not None and arguments.file is None:

@@ -89,9 +89,9 @@ def test_what_was_measured_is_not_measured_again(run, monkeypatch, capsys):
         (("--tasks", "pika"), "the nearest is piqa"),
         (("--data", "nowhere"), "--data is of the form NAME=FOLDER"),
         (("--data", "x=nowhere"), "nowhere"),
-        (("--batch-size", 0), "--batch-size must be at least 1, not 0"),
-        (("--samples", 0), "--samples must be at least 1, not 0"),
-        (("--tasks", "piqa", "--limit", -1), "--limit must be at least 1, not -1"),
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (("--samples", 0), "--samples must be at least 1, got 0"),
+        (("--tasks", "piqa", "--limit", -1), "--limit must be at least 1, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(run, monkeypatch, capsys, wrong, said):
