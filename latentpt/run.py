@@ -199,6 +199,13 @@ def cut_metrics(path: Path, step: int) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def checkpoint_step(run_dir: str | Path, step: int | None = None) -> int:
+    """The step of the checkpoint that `load_model` reads."""
+    from latentpt.training import checkpoint
+
+    return checkpoint.step_of(checkpoint.find(RunFolder(Path(run_dir)).checkpoints, step))
+
+
 def load_model(run_dir: str | Path, step: int | None = None) -> tuple[LanguageModel, RunConfig]:
     """The model of a run at a checkpoint (the latest, or that of `step`), fp32 on the CPU, in evaluation mode.
 

@@ -26,6 +26,7 @@ from latentpt.evaluation.page import diagnostics_page
 from latentpt.evaluation.scoring import Forward
 from latentpt.files import write_text
 from latentpt.generation.text import Writer
+from latentpt.run import checkpoint_step
 from latentpt.thoughts.model import LanguageModel
 
 Results = dict[str, dict[str, float]]
@@ -74,7 +75,8 @@ def evaluate(
     record = {"model": identity(model), "asked": asked, "results": results}
     write_text(folder / "results.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "table.txt", text + "\n")
-    _to_tensorboard(folder / "tensorboard", results, arguments.step or 0)
+    step = 0 if arguments.run is None else checkpoint_step(arguments.run, arguments.step)
+    _to_tensorboard(folder / "tensorboard", results, step)
     return text
 
 

@@ -109,6 +109,11 @@ def committed(folder: Path) -> list[Path]:
     return sorted(mark.parent for mark in folder.glob(f"step-*/{MARK}"))
 
 
+def step_of(path: Path) -> int:
+    """Steps that had been trained when a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
 def find(folder: Path, step: int | None = None) -> Path:
     """The checkpoint of `step`, or the latest; raises CheckpointError naming the nearest step there is."""
     paths = committed(folder)
@@ -116,7 +121,7 @@ def find(folder: Path, step: int | None = None) -> Path:
         raise CheckpointError(f"{folder} holds no finished checkpoint")
     if step is None:
         return paths[-1]
-    steps = {int(path.name.removeprefix("step-")): path for path in paths}
+    steps = {step_of(path): path for path in paths}
     if step not in steps:
         nearest = min(steps, key=lambda other: abs(other - step))
         raise CheckpointError(f"{folder} holds no checkpoint of step {step}; the nearest is step {nearest}")
@@ -187,7 +192,7 @@ def check_shapes(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
     """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it."""
     for path in committed(folder)[:-keep_last]:
-        step = int(path.name.removeprefix("step-"))
+        step = step_of(path)
         if keep_every is None or step % keep_every:
             _remove(path)
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.data.indexed import ShardWriter
@@ -64,7 +65,9 @@ def test_losses_of_both_forwards_by_source(run, tmp_path, monkeypatch, capsys):
     assert results["one (training)"] != results["two (training)"]
     assert "two (exact)" in printed and (folder / "evaluation" / "table.txt").read_text() == printed
     assert "<svg" in (folder / "evaluation" / "diagnostics.html").read_text()
-    assert list((folder / "evaluation" / "tensorboard").iterdir())
+    board = EventAccumulator(str(folder / "evaluation" / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("two (exact)/loss")] == [7]
 
 
 def test_what_was_measured_is_not_measured_again(run, monkeypatch, capsys):
