@@ -45,17 +45,15 @@ class LayerCache(Protocol):
         ...
 
 
-class QKV(nn.Module):
+class QKV(Linear):
     """Queries for the slots somebody reads, keys and values for all, from one fused weight."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        rows = (config.num_heads + 2 * config.kv_heads) * config.head_width
+        super().__init__(config.hidden_size, rows, bias=config.bias)
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_width
-        rows = (self.heads + 2 * self.kv_heads) * self.width
-        self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(rows)) if config.bias else None
 
-    def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """x [B, L, S, d] -> q [B, L, R, H, D], k and v [B, L, S, H_kv, D], R the number of slots in `read`."""
         query_rows = self.heads * self.width
         if read is None:

@@ -49,10 +49,8 @@ def narrow_matrices(module: nn.Module, dtype: torch.dtype) -> None:
 
     A head that shares its matrix with the embedding gets a copy of its own.
     """
-    from latentpt.modeling.attention import QKV
-
     for layer in module.modules():
-        if isinstance(layer, Linear | QKV):
+        if isinstance(layer, Linear):
             layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
 
 
