@@ -10,7 +10,9 @@ from torch import Tensor
 IGNORE = -100
 """Target of positions that carry no loss."""
 CHUNK_ROWS = 2048
-"""Rows whose logits are held at a time (2048 x 50304 float32 = 412 MB)."""
+"""Most rows whose logits are held at a time (2048 x 50304 float32 = 412 MB); of small batches it is half."""
+FEWEST_ROWS = 256
+"""Batches of as few rows are not divided: products of fewer rows are slower."""
 
 
 def linear_cross_entropy(
@@ -38,6 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         # The same buffers serve every chunk: fresh ones take the system as long to map as their numbers to compute.
+        chunk_rows = min(chunk_rows, max(FEWEST_ROWS, -(-hidden.shape[0] // 2)))
         shape = (min(chunk_rows, hidden.shape[0]), weight.shape[0])
         products = hidden.new_empty(shape)
         widened = None if hidden.dtype == wide else products.new_empty(shape, dtype=wide)

@@ -15,6 +15,7 @@ With S = 2, what the cells of column 1 (q) see of column 0 (fresh, o) and, for s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from latentpt.modeling.decoder import Decoder, KeysValues
 from latentpt.modeling.merge import KeyBlock, Relation
+from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.method import ThoughtMethod, Tokens, Visibility
 from latentpt.thoughts.schedule import Schedule, Sweep
 
@@ -102,6 +104,11 @@ class Stretch:
         self.decoder, self.method, self.tokens, self.prefix = decoder, method, tokens, prefix
         self.residuals, self.documents_before = residuals, documents_before
 
+    @functools.cached_property
+    def angles(self) -> Rotary | None:
+        """Rotary angles of the positions, the same in every sweep; None for learned positions."""
+        return self.decoder.angles(self.tokens.positions)
+
     def solve(self, sweeps: Sequence[Sweep], keep: bool) -> Cells:
         """All sweeps in order; the last one's cells, with keys and values if `keep`."""
         cells: Cells | None = None
@@ -135,11 +142,10 @@ class Stretch:
         elif following is not None and following.slots == slots:
             read = slice(0, slots - 1)
         wanted = keep if following is None else following.stride > 1
-        angles = self.decoder.angles(self.tokens.positions)
         documents = self.tokens.documents
         cells = None if documents is None else documents.repeat_interleave(slots, dim=1)
         others = [self._seen_prefix(layer, slots - 1, cells) for layer in range(len(self.prefix))] or None
-        x, kv = self.decoder.run(u, angles, others, read, keep=wanted, mask=_together(cells, cells))
+        x, kv = self.decoder.run(u, self.angles, others, read, keep=wanted, mask=_together(cells, cells))
         return Cells(u, x, kv)
 
     def _latents(self, before: Cells | None, slots: range) -> Tensor:
@@ -162,7 +168,6 @@ class Stretch:
         column: Cells | None = None
         for residue in range(every):
             here = self if every == 1 else self._every(residue, every)
-            angles = self.decoder.angles(here.tokens.positions)
             mask = _together(here.tokens.documents, here.tokens.documents)
             for slot in range(slots):
                 u = here.tokens.embeds if slot == 0 else here._latents(column, range(slot, slot + 1))
@@ -170,7 +175,7 @@ class Stretch:
                 # The last slot's state is for the reader, the others' for the slot after them, if it feeds on states.
                 wanted = following is None if slot == slots - 1 else self.method.feedback
                 read = None if wanted else slice(0, 0)
-                x, kv = self.decoder.run(u, angles, others, read, keep=True, mask=mask)
+                x, kv = self.decoder.run(u, here.angles, others, read, keep=True, mask=mask)
                 column = Cells(u, x, kv)
                 fresh.append(kv)
                 inputs.append(u)
