@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from latentpt.config import ConfigError
 
@@ -102,7 +103,7 @@ class Stopping:
         self.received: signal.Signals | None = None
         """The signal that arrived."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stopping:
         for number in STOPPING:
@@ -111,7 +112,7 @@ class Stopping:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def tell(self, process: subprocess.Popen[bytes]) -> None:
         """Pass signals to this process, one that came before it included."""

@@ -149,9 +149,8 @@ def make_adapter(
                     groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
             for settings, members in groups.items():
                 options = _options(json.loads(settings))
-                if (
-                    options.max_new_tokens >= limit
-                ):  # the harness's default of 256 for a model of few positions
+                # The harness's default of 256 is more than a model of few positions has.
+                if options.max_new_tokens >= limit:
                     options = options._replace(max_new_tokens=limit // 2)
                 prompts = [
                     writer.encode(requests[index].args[0])[-(limit - options.max_new_tokens) :]

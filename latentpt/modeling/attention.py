@@ -53,6 +53,7 @@ class QKV(Linear):
         super().__init__(config.hidden_size, rows, bias=config.bias)
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_width
 
+    # A Linear for its matrix, which is stored and gathered as one; what comes out are its three parts.
     def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """x [B, L, S, d] -> q [B, L, R, H, D], k and v [B, L, S, H_kv, D], R the number of slots in `read`."""
         query_rows = self.heads * self.width
