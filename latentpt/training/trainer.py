@@ -20,19 +20,19 @@ from latentpt.data.batches import (
     check_vocabulary,
     validation_batches,
 )
-from latentpt.data.masking import document_ids
 from latentpt.data.opening import open_training, open_validation
-from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
 from latentpt.run import RunConfig, RunFolder, read_metrics
+from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
+from latentpt.thoughts.documents import document_ids
+from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import Schedule
-from latentpt.thoughts.solvers import Residuals
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.checkpoint import Progress
 from latentpt.training.engine import Engine, start_processes
-from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.monitor import Clock, Monitor, peak_flops
 from latentpt.training.origin import Start, find_origin, prepare_folder
@@ -101,7 +101,7 @@ def training_loss(
     ids, targets = tokens[:, :-1], tokens[:, 1:]
     documents = None if end_token is None else document_ids(ids, end_token)
     loss = model(
-        ids, targets=targets, schedule=schedule, residuals=residuals, documents=documents, return_logits=False
+        ids, targets=targets, schedule=schedule, watch=residuals, documents=documents, return_logits=False
     ).loss
     assert loss is not None  # there are targets
     return loss
