@@ -1,7 +1,7 @@
 """Typed configuration: sections, YAML files that extend one another, dotted overrides, and errors one can act on.
 
-A section lives beside the code that reads it (`latentpt.modeling.config`, `latentpt.data.config`, ...); `latentpt.run`
-composes them into one run. Values are taken in this order, later ones winning:
+A section lives beside the code that reads it (`latentpt.modeling.config`, `latentpt.data.config`, ...);
+`latentpt.run.config` composes them into one run. Values are taken in this order, later ones winning:
 
     defaults of the sections  <  the file named by `extends`  <  the YAML file  <  overrides `section.field=value`
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from latentpt.training.config import ScheduleConfig
+from latentpt.run.sections import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:

@@ -24,13 +24,13 @@ from latentpt.data.masking import document_ids
 from latentpt.data.opening import open_training, open_validation
 from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
-from latentpt.run import RunConfig, RunFolder, read_metrics
+from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
+from latentpt.run.checkpoints import Progress
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
 from latentpt.thoughts.solvers import Residuals
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
-from latentpt.training.checkpoint import Progress
 from latentpt.training.engine import Engine, start_processes
 from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
@@ -60,7 +60,7 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     model = build_model(config)
     if origin is None and config.training.start_from:
         source = RunFolder(Path(config.training.start_from))
-        checkpoint.load_weights(checkpoint.find(source.checkpoints), model)
+        checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
     dist.barrier()  # every rank has seen the folder as it was
     if rank == 0:
         prepare_folder(config, origin, start, device)

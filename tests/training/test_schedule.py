@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentpt.training.config import ScheduleConfig
+from latentpt.run.sections import ScheduleConfig
 from latentpt.training.schedule import learning_rate
 
 

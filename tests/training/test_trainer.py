@@ -11,8 +11,8 @@ from small import losses, tiny_run
 from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream, TokenDataset
 from latentpt.data.errors import DataError
-from latentpt.run import load_model, read_metrics
-from latentpt.training import checkpoint, trainer
+from latentpt.run import checkpoints, load_model, read_metrics
+from latentpt.training import trainer
 from latentpt.training.engine import parameter_groups
 from latentpt.training.origin import find_origin
 from latentpt.training.schedule import learning_rate
@@ -43,7 +43,7 @@ def plain_losses(config):
 
 def final_state(config):
     """Every tensor of the last checkpoint by name."""
-    path = checkpoint.find(config.folder.checkpoints)
+    path = checkpoints.find(config.folder.checkpoints)
     return {name: t for file in path.glob("*.safetensors") for name, t in load_file(file).items()}
 
 
