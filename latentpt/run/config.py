@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import model_validator
 
@@ -13,9 +14,9 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.run.folder import RunFolder
 from latentpt.run.sections import (
     CheckpointConfig,
+    LearningRateConfig,
     MonitorConfig,
     OptimizerConfig,
-    ScheduleConfig,
     TrainingConfig,
     ValidationConfig,
     ZeroConfig,
@@ -25,6 +26,8 @@ from latentpt.thoughts.config import ThoughtsConfig
 
 class RunConfig(Section):
     """Everything that decides a training."""
+
+    renamed: ClassVar[dict[str, str]] = {"schedule": "learning_rate"}
 
     output: str = ""
     """Folder of the run; empty means runs/ and the name of the configuration file."""
@@ -40,7 +43,7 @@ class RunConfig(Section):
     """How long and how much at once."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
-    schedule: ScheduleConfig = ScheduleConfig()
+    learning_rate: LearningRateConfig = LearningRateConfig()
     """Learning rate over the training."""
     zero: ZeroConfig = ZeroConfig()
     """What DeepSpeed divides among ranks."""

@@ -34,9 +34,9 @@ from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.engine import Engine, start_processes
 from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
 from latentpt.training.origin import Start, find_origin, prepare_folder
-from latentpt.training.schedule import learning_rate
 
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
@@ -202,7 +202,7 @@ class Trainer:
             loss += (
                 engine.accumulate(tokens, schedule, measured, self.end_token).float() / engine.accumulation
             )
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, progress.step, self.total)
+        lr = learning_rate(self.config.learning_rate, self.config.optimizer.lr, progress.step, self.total)
         engine.step(lr)
         tokens_read = self.global_batch * self.length
         progress.step += 1
