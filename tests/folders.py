@@ -1,7 +1,6 @@
 """Folders as training leaves them: a run with a checkpoint, and a byte-level tokenizer."""
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from safetensors.torch import save_file
 
 from latentpt.config import build, to_yaml
 from latentpt.run import RunConfig
-from latentpt.run.checkpoints import MARK
+from latentpt.run.checkpoints import MARK, Meta, Progress, file_record
+from latentpt.training.checkpoint import commit
 
 BYTES_VOCAB = 257
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -56,17 +56,15 @@ def write_run(folder, model, data):
 def write_checkpoint(folder, step, weights, committed=True):
     """A checkpoint of these tensors under `folder`, without moments; without its mark unless committed."""
     path = folder / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()},
-        path / "weights-00000-of-00001.safetensors",
-    )
-    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
-    meta = {"progress": {"step": step}, "updates": step, "shapes": shapes, "config": {}}
-    (path / "meta.json").write_text(json.dumps(meta))
-    if committed:
-        sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-        (path / MARK).write_text(json.dumps(sizes))
+    side = path.with_suffix(".tmp")
+    side.mkdir(parents=True)
+    file = side / "weights-00000-of-00001.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    meta = Meta(progress=Progress(step=step), updates=step, shapes=shapes, layout={}, config={})
+    commit(side, path, meta, {file.name: file_record(file)})
+    if not committed:
+        (path / MARK).unlink()
     return path
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,33 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentpt.files import write_text
-from latentpt.run.checkpoints import MARK, Progress, Tensors, check_shapes, committed, read_meta, step_of
+from latentpt.run.checkpoints import (
+    MARK,
+    META,
+    NAME,
+    FileRecord,
+    Meta,
+    Progress,
+    Tensors,
+    check_shapes,
+    committed,
+    file_record,
+    read_meta,
+    step_of,
+)
 from latentpt.training.engine import MOMENTS, Engine
+
+WRITTEN, REMOVED = ".tmp", ".removed"
+"""What the name of a checkpoint's folder ends with while it is being written, or removed."""
 
 
 def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, Any]) -> Path:
     """Write a checkpoint of the current step under `folder`; collective. Returns its path."""
     final = folder / f"step-{progress.step:08d}"
-    side = final.with_suffix(".tmp")
+    side = final.with_name(final.name + WRITTEN)
     rank, world = dist.get_rank(), dist.get_world_size()
     if rank == 0:
-        shutil.rmtree(side, ignore_errors=True)
+        _remove_folder(side)
         side.mkdir(parents=True)
     dist.barrier()
     weights: dict[str, Tensor] = {}
@@ -43,49 +59,65 @@ def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, 
             weights[name] = tensors["weight"].cpu().contiguous()
             moments |= {f"{key}.{name}": tensors[key].cpu().contiguous() for key in MOMENTS}
     part = f"{rank:05d}-of-{world:05d}.safetensors"
+    records: dict[str, FileRecord] = {}
     for kind, content in (("weights", weights), ("moments", moments)):
-        save_file(content, side / f"{kind}-{part}")
-        _sync(side / f"{kind}-{part}")
-    dist.barrier()
+        file = side / f"{kind}-{part}"
+        save_file(content, file)
+        file.chmod(side.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
+        _sync(file)
+        records[file.name] = file_record(file)
+    of_all: list[Any] = [None] * world
+    dist.all_gather_object(of_all, records)  # also waits for all files
     if rank == 0:
-        meta = {
-            "progress": asdict(progress),
-            "updates": engine.updates,
-            "shapes": {name: list(shape) for name, shape in engine.shapes.items()},
-            "layout": {"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
-            "config": dict(config),
-        }
-        write_text(side / "meta.json", json.dumps(meta, indent=1) + "\n")
-        if final.exists():
-            _remove(final)
-        side.rename(final)
-        sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
-        write_text(final / MARK, json.dumps(sizes, indent=1) + "\n")
-        _sync(folder)
+        meta = Meta(
+            progress=progress,
+            updates=engine.updates,
+            shapes=engine.shapes,
+            layout={"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
+            config=dict(config),
+        )
+        commit(side, final, meta, {name: record for part in of_all for name, record in part.items()})
     dist.barrier()
     return final
+
+
+def commit(side: Path, final: Path, meta: Meta, records: Mapping[str, FileRecord]) -> None:
+    """Complete the folder `side`, whose tensor files are `records`, and give it its name: from then on it is there."""
+    write_text(side / META, meta.model_dump_json(indent=1) + "\n")
+    marked = {**records, META: file_record(side / META)}
+    mark = {name: record.model_dump() for name, record in sorted(marked.items())}
+    write_text(side / MARK, json.dumps(mark, indent=1) + "\n")
+    _sync(side)
+    if final.exists():
+        _remove(final)
+    side.rename(final)
+    _sync(final.parent)
 
 
 def load(path: Path, engine: Engine) -> Progress:
     """Restore the state that `save` wrote, under any number of ranks and any ZeRO stage; collective.
 
     Raises:
-        CheckpointError: a damaged file, or a checkpoint of another model.
+        CheckpointError: a damaged file (whoever chooses a checkpoint verifies it), or a checkpoint of another model.
     """
     meta = read_meta(path)
-    check_shapes(path, meta["shapes"], engine.shapes)
+    check_shapes(path, meta.shapes, engine.shapes)
 
     def states() -> Iterator[tuple[str, dict[str, Tensor]]]:
         with Tensors(path, "weights") as weights, Tensors(path, "moments") as moments:
-            for name in engine.names:
-                yield name, {"weight": weights[name], **{key: moments[f"{key}.{name}"] for key in MOMENTS}}
+            for name, shape in engine.shapes.items():
+                adam = {key: moments.take(f"{key}.{name}", shape) for key in MOMENTS}
+                yield name, {"weight": weights.take(name, shape), **adam}
 
-    engine.scatter(states(), meta["updates"])
-    return Progress(**meta["progress"])
+    engine.scatter(states(), meta.updates)
+    return meta.progress
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it."""
+    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it.
+
+    One that cannot be removed is named on stderr and stays.
+    """
     for path in committed(folder)[:-keep_last]:
         step = step_of(path)
         if keep_every is None or step % keep_every:
@@ -93,16 +125,32 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed save or prune has left behind; one rank calls it, before training."""
+    """Remove what a killed save or removal of ours has left behind; one rank calls it, before training."""
     for path in folder.glob("step-*"):
-        if not (path / MARK).exists():
-            shutil.rmtree(path)
+        if path.suffix in (WRITTEN, REMOVED) and NAME.fullmatch(path.stem):
+            _remove_folder(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, the mark first: a removal cut short leaves no folder that looks like one."""
-    (path / MARK).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    """Remove a checkpoint; it loses its name first, so a removal cut short leaves nothing that looks like one."""
+    aside = path.with_name(path.name + REMOVED)
+    _remove_folder(aside)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        print(f"warning: {path} cannot be removed and stays ({error})", file=sys.stderr)
+        return
+    _remove_folder(aside)
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        print(f"warning: {path} cannot be removed and stays ({error})", file=sys.stderr)
 
 
 def _sync(path: Path) -> None:
