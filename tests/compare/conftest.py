@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from latentpt.compare.config import load_comparison
+from latentpt.data.indexed import ShardWriter
 
 BASE = {
     "model": {
@@ -30,7 +32,10 @@ from pathlib import Path
 import yaml
 config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
 folder = Path(config["output"])
-folder.mkdir(parents=True, exist_ok=True)
+mark = folder / "checkpoints" / "step-00000030" / "COMMIT"
+mark.parent.mkdir(parents=True, exist_ok=True)
+mark.write_text(str(os.getpid()))  # the content of every training is its own
+(folder / "config.yaml").write_text(yaml.safe_dump(config))
 with open(os.environ["LAUNCHES"], "a") as launches:
     launches.write(folder.name + "\\n")
 number = len(Path(os.environ["LAUNCHES"]).read_text().splitlines())
@@ -56,6 +61,9 @@ def comparison(tmp_path, monkeypatch):
     """A function that writes a comparison with some keys changed and loads it."""
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
+    Path("data").mkdir()
+    with ShardWriter("data/validation", np.uint16) as shard:
+        shard.add_document(np.zeros(100, dtype=np.uint16))
 
     def make(**changes):
         values = {"base": "base.yaml", "output": "out", "processes": 1, **changes}
@@ -89,7 +97,13 @@ def measured(monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         alone = {"vanilla": 2.0, "latent": 1.9, "stages": 1.995}[arm]
         loss = alone + 0.01 * seed + 0.01 * ((seed + len(arm)) % 2)
-        record = {"loss": loss - 0.001, "exact_loss": loss, "samples": 8, "texts": {"The ": "<cat> sat"}}
+        record = {
+            "of": measure.subject(plan, arm, seed),
+            "loss": loss - 0.001,
+            "exact_loss": loss,
+            "samples": 8,
+            "texts": {"The ": "<cat> sat"},
+        }
         path.write_text(json.dumps(record))
 
     return pretend, asked
