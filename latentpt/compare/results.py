@@ -26,6 +26,8 @@ class RunResult:
     """Wall time of training, evaluation not counted."""
     tokens: int
     """Tokens trained on."""
+    training_flops: float
+    """FLOPs of forward and backward, counted step by step."""
     measured: Measured
     """Losses and texts measured after training."""
 
@@ -63,6 +65,11 @@ class ArmResult:
     def speed(self) -> Estimate:
         """Training tokens per second."""
         return estimate([run.tokens / run.seconds for run in self.runs])
+
+    @property
+    def training_flops(self) -> float:
+        """Counted FLOPs of one training, the mean over seeds where refinements are drawn or adapted."""
+        return estimate([run.training_flops for run in self.runs]).mean
 
     @property
     def seconds(self) -> Estimate:
@@ -136,5 +143,6 @@ def read_run(plan: Plan, arm: str, seed: int) -> RunResult | None:
         },
         seconds=last["seconds"],
         tokens=last["tokens"],
+        training_flops=last["training_flops"],
         measured=measured,
     )

@@ -27,7 +27,7 @@ STAGES = {"thoughts": {"method": "latent", "num_thoughts": 1, "visibility": "sta
 
 # Writes what a training leaves behind. The environment says at which launch it fails or is interrupted.
 TRAINER = """
-import json, os, sys
+import json, os, random, sys
 from pathlib import Path
 import yaml
 config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
@@ -44,12 +44,16 @@ if number == int(os.environ.get("FAIL_AT", 0)):
 if number == int(os.environ.get("STOP_AT", 0)):
     sys.exit(0)
 thoughts = config["thoughts"]["num_thoughts"]
+chance = random.Random(0)
 tokens = config["training"]["tokens"] or 1000
 lines = []
 for point in range(1, 31):
+    # A step takes a little more or less; the first ones warm up, and now and then one is held up.
+    took = (1 + thoughts) / 1000 * chance.uniform(0.97, 1.03)
+    took *= (20 if point < 4 else 1) * (3 if point % 11 == 0 else 1)
     shared = {"step": point, "tokens": point * tokens // 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts) / 3}
     loss = 4.0 - 0.1 * thoughts - 0.06 * point + 0.01 * config["seed"]
-    lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1000.0 / (1 + thoughts)})
+    lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1 / took})
     lines.append({"kind": "validation", **shared, "loss": loss})
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 (folder / "summary.json").write_text("{}")
