@@ -86,6 +86,7 @@ class LanguageModel(nn.Module):
         labels: Tensor | None = None,
         *,
         targets: Tensor | None = None,
+        target_count: Tensor | None = None,
         schedule: Schedule | None = None,
         return_logits: bool = True,
         residuals: Residuals | None = None,
@@ -94,7 +95,8 @@ class LanguageModel(nn.Module):
         """Predict the next token at every position of ids int64 [B, L].
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
-        Positions whose target is -100 carry no loss. `residuals` are told how far each refinement moved the latents;
+        Positions whose target is -100 carry no loss. The loss is the summed nats over `target_count` (None: the number of
+        targets, at least 1). `residuals` are told how far each refinement moved the latents;
         `documents` [B, L], the number of each token's document, keeps documents apart.
         """
         hidden, _ = self.think(input_ids, schedule, residuals=residuals, documents=documents)
@@ -102,6 +104,7 @@ class LanguageModel(nn.Module):
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
-            loss = self.decoder.head(hidden, targets) / (targets != IGNORE).sum()
+            count = (targets != IGNORE).sum().clamp(min=1) if target_count is None else target_count
+            loss = self.decoder.head(hidden, targets) / count
         logits = self.decoder.head(hidden) if return_logits else None
         return ModelOutput(loss, logits)
