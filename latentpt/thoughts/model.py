@@ -142,16 +142,15 @@ class LanguageModel(nn.Module):
         [B, L], the number of each token's document, keeps documents apart.
         """
         streams = self.read(self.tokens(input_ids, documents=documents), schedule, watch=watch)
+        hidden = [(self.decoder.norm(x), weight) for x, weight in streams]
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
-            nats = [
-                weight * self.decoder.head(self.decoder.norm(x), targets) for x, weight in streams if weight
-            ]
+            nats = [weight * self.decoder.head(h, targets) for h, weight in hidden if weight]
             count = (targets != IGNORE).sum().clamp(min=1) if target_count is None else target_count
             loss = torch.stack(nats).sum() / count
-        logits = self.decoder.head(self.decoder.norm(streams[-1].x)) if return_logits else None
+        logits = self.decoder.head(hidden[-1][0]) if return_logits else None
         return ModelOutput(loss, logits)
 
     def _check_fits(self, positions: int) -> None:
