@@ -15,6 +15,7 @@ With S = 2, what the cells of column 1 (q) see of column 0 (fresh, o) and, for s
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -216,13 +217,13 @@ def compile_stretch(
     start, stop = traits.span
     if start:
         layout.add((Column(0, 1, 0),), (0, start), 0, grad=gradient)
-    before: Sweep | None = None
-    for number, sweep in enumerate(sweeps):
-        if before is not None and sweep.slots < before.slots:
+    for before, after in itertools.pairwise(sweeps):
+        if after.slots < before.slots:
             raise PlanError(
-                f"a sweep over {sweep.slots} slots follows one over {before.slots}; slots only grow"
+                f"a sweep over {after.slots} slots follows one over {before.slots}; slots only grow"
             )
-        refines = before is not None and before.slots == sweep.slots
+    for number, sweep in enumerate(sweeps):
+        refines = number > 0 and sweeps[number - 1].slots == sweep.slots
         for columns in sets(sweep, length):
             layout.add(columns, (start, stop), number, refines, sweep.grad)
         last = number == len(sweeps) - 1
@@ -239,7 +240,6 @@ def compile_stretch(
                 )
             slots = range(0 if read_all and not suffix else sweep.slots - 1, sweep.slots)
             readings.append(Reading(tuple(layout.whole(traits.layers, slot) for slot in slots), weight))
-        before = sweep
     leaves = sorted({feed.slot for feed in traits.feeds if feed is not None and feed.back})
     left = tuple((slot, -1, layout.whole(stop, slot)) for slot in leaves)
     keys = layout.all_keys() if keep else ()
