@@ -17,13 +17,13 @@ from latentpt.compare.plan import Plan
 from latentpt.config import Section, load_config
 from latentpt.data.batches import validation_batches
 from latentpt.data.opening import open_training, open_validation
-from latentpt.evaluation.perplexity import validation_loss
 from latentpt.files import write_text
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
 from latentpt.run.identity import data_identity
+from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32

@@ -20,7 +20,7 @@ from latentpt.compare.tables import quantity, text_table
 from latentpt.config import ConfigError, Section, build, differences, load_config, to_yaml
 from latentpt.files import write_text
 from latentpt.run import RunConfig
-from latentpt.training.flops import inference_flops_per_token, training_flops_per_token
+from latentpt.thoughts.cost import inference_flops_per_token, training_flops_per_token
 
 FREE_KEYS = (
     "thoughts.",

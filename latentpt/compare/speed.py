@@ -16,8 +16,8 @@ from latentpt.compare.plan import resolve
 from latentpt.config import ConfigError, to_yaml
 from latentpt.files import write_text
 from latentpt.run import RunConfig, RunFolder, read_metrics
+from latentpt.thoughts.cost import training_flops_per_token
 from latentpt.thoughts.registry import make_method
-from latentpt.training.flops import training_flops_per_token
 
 
 def measure_speeds(comparison: ComparisonConfig, script: Path) -> dict[str, float]:

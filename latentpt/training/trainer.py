@@ -20,20 +20,20 @@ from latentpt.data.batches import (
     check_vocabulary,
     validation_batches,
 )
-from latentpt.data.masking import document_ids
 from latentpt.data.opening import open_training, open_validation
-from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
 from latentpt.modeling.loss import IGNORE
 from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
 from latentpt.run.checkpoints import Progress
+from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
+from latentpt.thoughts.documents import document_ids
+from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import Schedule
-from latentpt.thoughts.solvers import Residuals
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.engine import Engine, start_processes
-from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
@@ -112,7 +112,7 @@ def training_loss(
         targets=targets,
         target_count=target_count,
         schedule=schedule,
-        residuals=residuals,
+        watch=residuals,
         documents=documents,
         return_logits=False,
     ).loss

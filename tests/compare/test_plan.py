@@ -8,7 +8,7 @@ import pytest
 from latentpt.compare.plan import describe_plan, make_plan, read_plan, write_plan
 from latentpt.config import ConfigError, load_config
 from latentpt.run import RunConfig
-from latentpt.training.flops import training_flops_per_token
+from latentpt.thoughts.cost import training_flops_per_token
 from tests.compare.conftest import LATENT, STAGES
 
 

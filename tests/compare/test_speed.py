@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from latentpt.thoughts.cost import schedule_cost
 
 from latentpt.compare.config import load_comparison
 from latentpt.compare.launching import Interrupted
@@ -10,7 +11,6 @@ from latentpt.compare.plan import describe_plan, make_plan
 from latentpt.compare.speed import expected_speed, measure_speeds, probe_config
 from latentpt.config import ConfigError
 from latentpt.thoughts.registry import make_method
-from latentpt.training.flops import schedule_cost
 from tests.compare.conftest import LATENT, STAGES
 
 
