@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data_prep.inputs import Piece, plan_units
-from data_prep.reading import PieceReader, ReadOptions
-from data_prep.records import parse
-from data_prep.units import unit_chunks
+from data_prep.reading.inputs import Piece, plan_units
+from data_prep.reading.records import PieceReader, ReadOptions
+from data_prep.reading.parsing import parse
+from data_prep.tokens.unit_writer import unit_chunks
 from latentpt.data.indexed import Shard
 from latentpt.data.manifest import read_manifest
 from latentpt.data.tokenizer import load_tokenizer
@@ -98,7 +98,7 @@ def test_text_files_are_one_document_or_cut_at_a_separator(tmp_path: Path, token
 def test_records_do_not_depend_on_how_much_is_read_at_a_time(
     tmp_path: Path, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.reading._READ", read)
+    monkeypatch.setattr("data_prep.reading.records._READ", read)
     path = tmp_path / "a.txt"
     path.write_bytes("\ufefffirst\n\n\nsecond\n\n\n\n\nthird\n".encode())
     options = ReadOptions(separator="\n\n")
@@ -187,13 +187,13 @@ def test_long_records_are_streamed_and_give_the_same_bytes(
     (tmp_path / "in/array.json").write_text(json.dumps(records, indent=1))
     (tmp_path / "in/text.txt").write_text(long)
     options = ("--input", tmp_path / "in", "--name", "t")
-    monkeypatch.setattr("data_prep.encoding.PIECE", 3000)
+    monkeypatch.setattr("data_prep.tokens.encoding.PIECE", 3000)
     assert tokenize(tokenizers[kind], tmp_path / "memory", *options) == 0
     assert texts(tmp_path / "memory").count(long) == 4
-    monkeypatch.setattr("data_prep.reading.LONG_RECORD", 500)
-    monkeypatch.setattr("data_prep.reading._READ", 97)
-    monkeypatch.setattr("data_prep.records._BLOCK", 101)
-    monkeypatch.setattr("data_prep.records._LONG_STRING", 50)
+    monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 500)
+    monkeypatch.setattr("data_prep.reading.records._READ", 97)
+    monkeypatch.setattr("data_prep.reading.parsing._BLOCK", 101)
+    monkeypatch.setattr("data_prep.reading.parsing._LONG_STRING", 50)
     assert tokenize(tokenizers[kind], tmp_path / "streamed", *options) == 0
     assert files(tmp_path / "streamed") == files(tmp_path / "memory")
 
@@ -207,7 +207,7 @@ def test_a_long_text_has_the_ids_it_has_in_one_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([" ".join(documents)]))
-    monkeypatch.setattr("data_prep.encoding.PIECE", 2000)
+    monkeypatch.setattr("data_prep.tokens.encoding.PIECE", 2000)
     assert tokenize(tokenizers[kind], tmp_path / "out", "--input", tmp_path / "a.jsonl") == 0
     tokens = Shard(tmp_path / "out" / read_manifest(tmp_path / "out").shards[0].name).tokens
     assert tokens[:-1].tolist() == load_tokenizer(tokenizers[kind]).encode(" ".join(documents))
@@ -219,8 +219,8 @@ def test_a_long_text_has_the_ids_it_has_in_one_go(
 def test_a_long_bad_record_is_bad_too(
     tmp_path: Path, tokenizer: Path, record: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.reading.LONG_RECORD", 500)
-    monkeypatch.setattr("data_prep.records._LONG_STRING", 50)
+    monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 500)
+    monkeypatch.setattr("data_prep.reading.parsing._LONG_STRING", 50)
     (tmp_path / "a.jsonl").write_bytes(lines(["good"]) + record % (b"word " * 300) + b"\n" + lines(["good"]))
     assert tokenize(tokenizer, tmp_path / "out", "--input", tmp_path / "a.jsonl") == 0
     assert texts(tmp_path / "out") == ["good", "good"]
@@ -230,7 +230,7 @@ def test_a_long_bad_record_is_bad_too(
 def test_what_a_killed_start_left_of_a_long_record_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.reading.LONG_RECORD", 50)
+    monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 50)
     (tmp_path / "a.json").write_text(json.dumps([{"text": "x" * 100}]))
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool/long-000001").write_text("left over")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import zstandard
 
-from data_prep.arguments import amount, share
+from data_prep.commands.arguments import amount, share
 from latentpt.data.errors import DataError
 
 # Tables, tests and installed packages rather than the library's own prose and code.

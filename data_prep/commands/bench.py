@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arguments import amount
-from data_prep.documents import read_documents
-from data_prep.encoding import EncodeOptions
-from data_prep.inputs import find_inputs, plan_units
-from data_prep.job import Job
-from data_prep.reading import PieceReader, ReadOptions
+from data_prep.commands.arguments import amount
+from data_prep.reading.documents import read_documents
+from data_prep.tokens.encoding import EncodeOptions
+from data_prep.reading.inputs import find_inputs, plan_units
+from data_prep.tokens.job import Job
+from data_prep.reading.records import PieceReader, ReadOptions
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.data.tokenizer import load_tokenizer
@@ -124,7 +124,7 @@ def _tokenize_seconds(files: list[str], tokenizer: str, workers: int) -> float:
 
 
 def _tokenize(files: list[str], tokenizer: str, output: str, workers: int) -> None:
-    from data_prep.tokenizing import tokenize
+    from data_prep.commands.tokenize import tokenize
 
     tokenize(
         Job(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.inputs import Format, Piece
-from data_prep.reading import ReadOptions, Record
+from data_prep.reading.inputs import Format, Piece
+from data_prep.reading.records import ReadOptions, Record
 
 _BLOCK = 1 << 20
 _LONG_STRING = 1 << 16

@@ -20,7 +20,7 @@ from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from tests.data_prep.folders import files, lines, texts, tokenize
 
-SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[4] / "shared"))
 
 
 @pytest.mark.parametrize("kind", ["json", "model"])
@@ -150,7 +150,7 @@ def test_finished_shards_are_not_written_again(
     (tmp_path / "a.jsonl").write_bytes(lines(documents))
     options = ("--input", tmp_path / "a.jsonl", "--name", "t", "--shard-tokens", "1K", "--split-by-source")
     assert tokenize(tokenizer, tmp_path / "whole", *options) == 0
-    from data_prep.units import ShardWriter, _Route
+    from data_prep.tokens.unit_writer import ShardWriter, _Route
 
     closes: list[str] = []
     close = _Route.close

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.encoding import Chunk, Encoded, EncodeOptions, Encoder
+from data_prep.tokens.encoding import Chunk, Encoded, EncodeOptions, Encoder
 from latentpt.data.errors import DataError
 
 _AHEAD = 3  # chunks read ahead for every worker: enough to keep it busy, little enough to bound the memory

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.arguments import add_read_arguments, amount, read_options
-from data_prep.documents import read_documents
-from data_prep.inputs import find_inputs
-from data_prep.reading import ReadOptions
+from data_prep.commands.arguments import add_read_arguments, amount, read_options
+from data_prep.reading.documents import read_documents
+from data_prep.reading.inputs import find_inputs
+from data_prep.reading.records import ReadOptions
 from latentpt.data.errors import DataError
 
 EOD = "<|endoftext|>"

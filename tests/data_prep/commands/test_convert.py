@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.token_sources import Layout, TokenFile
+from data_prep.tokens.sources import Layout, TokenFile
 from latentpt.data.indexed import Shard, ShardWriter
 from latentpt.data.manifest import read_manifest
 
-SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[4] / "shared"))
 MEGATRON = SHARED / "data/megatron/openwebtext/meg-gpt2-openwebtext_text_document"
 
 
@@ -90,7 +90,7 @@ def test_a_raw_bin_is_cut_into_documents_at_the_end_or_start_token(
 def test_pieces_of_any_size_give_the_same_documents(
     tmp_path: Path, pair: Path, written: list[list[int]], span: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.token_sources.SPAN", span)
+    monkeypatch.setattr("data_prep.tokens.sources.SPAN", span)
     raw = tmp_path / "raw.bin"
     raw.write_bytes((tmp_path / "pair.bin").read_bytes())
     for file in (

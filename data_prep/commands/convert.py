@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.arguments import amount
-from data_prep.encoding import end_of_document
-from data_prep.token_sinks import ListSink, RawSink, ShardSink, Sink
-from data_prep.token_sources import Layout, Piece, TokenFile, find_token_files
+from data_prep.commands.arguments import amount
+from data_prep.tokens.encoding import end_of_document
+from data_prep.tokens.sinks import ListSink, RawSink, ShardSink, Sink
+from data_prep.tokens.sources import Layout, Piece, TokenFile, find_token_files
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import Index, token_dtype
 from latentpt.data.manifest import FILE_NAME, Counts, Manifest, TokenizerRecord, read_manifest

@@ -18,8 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from data_prep.inputs import Piece, open_input
-from data_prep.jsonvalues import json_values
+from data_prep.reading.inputs import Piece, open_input
+from data_prep.reading.json_values import json_values
 from latentpt.data.errors import DataError
 
 LONG_RECORD = 8 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_prep.reading import ReadOptions
+from data_prep.reading.records import ReadOptions
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

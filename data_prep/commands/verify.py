@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.inspecting import token_counts
+from data_prep.commands.inspect import token_counts
 from latentpt.data.batches import open_folder, shard_folders
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import Shard

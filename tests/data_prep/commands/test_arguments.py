@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from data_prep.arguments import amount, share, task, unescaped
+from data_prep.commands.arguments import amount, share, task, unescaped
 
 
 def test_amounts_shares_tasks_and_escapes_are_read() -> None:
