@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from data_prep.reading.inputs import KNOWN
 from data_prep.reading.records import ReadOptions
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -56,7 +57,7 @@ def add_read_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         required=True,
-        help="files, globs, directories or URLs of .jsonl, .json, .txt (each also .zst or .gz), .parquet or .arrow",
+        help=f"files, globs, directories or URLs of {KNOWN}; in directories hidden files and licences are passed over",
     )
     parser.add_argument("--text-field", default="text", help="field or column of the text (default: text)")
     parser.add_argument(
@@ -68,6 +69,11 @@ def add_read_arguments(parser: argparse.ArgumentParser) -> None:
         "--separator",
         type=unescaped,
         help=r"what separates documents in .txt files, such as '\n\n' (default: one document a file)",
+    )
+    parser.add_argument(
+        "--allow-damaged",
+        action="store_true",
+        help="keep what can be read of damaged files and list them in the quarantine (default: they are an error)",
     )
 
 
@@ -84,4 +90,6 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_options(arguments: argparse.Namespace) -> ReadOptions:
     """What `add_read_arguments` read."""
-    return ReadOptions(arguments.text_field, arguments.source_field, arguments.separator)
+    return ReadOptions(
+        arguments.text_field, arguments.source_field, arguments.separator, arguments.allow_damaged
+    )

@@ -23,10 +23,10 @@ import numpy as np
 
 from data_prep.commands.arguments import amount
 from data_prep.reading.documents import read_documents
-from data_prep.tokens.encoding import EncodeOptions
 from data_prep.reading.inputs import find_inputs, plan_units
-from data_prep.tokens.job import Job
 from data_prep.reading.records import PieceReader, ReadOptions
+from data_prep.tokens.encoding import EncodeOptions
+from data_prep.tokens.job import Job
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.data.tokenizer import load_tokenizer

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.commands.arguments import read_options
-from data_prep.reading.documents import TextDocument
-from data_prep.work.executors import map_units
 from data_prep.overlap.filtering import add_filter_arguments, filter_unit, gather, output_folder, print_report
-from data_prep.reading.inputs import Piece, Unit, find_inputs, input_size, plan_units
 from data_prep.overlap.words import WordHashes, ngram_hashes, words_of
+from data_prep.reading.documents import TextDocument
+from data_prep.reading.inputs import Piece, Unit, find_inputs, input_size, plan_units
 from data_prep.reading.records import PieceReader, ReadOptions
+from data_prep.work.executors import map_units
 from latentpt.data.errors import DataError
 
 SHORTEST = 8  # words

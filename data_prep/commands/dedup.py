@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.commands.arguments import read_options, share
-from data_prep.reading.documents import Lines, TextDocument, read_pieces
-from data_prep.work.executors import map_units
 from data_prep.overlap.filtering import add_filter_arguments, filter_unit, gather, output_folder, print_report
-from data_prep.reading.inputs import Unit, find_inputs, plan_units
 from data_prep.overlap.words import WordHashes, ngram_hashes, words_of
+from data_prep.reading.documents import Lines, TextDocument, read_pieces
+from data_prep.reading.inputs import Unit, find_inputs, plan_units
 from data_prep.reading.places import lines_before
 from data_prep.reading.records import ReadOptions
+from data_prep.work.executors import map_units
 from latentpt.data.errors import DataError
 
 _SHINGLE = 5  # words

@@ -19,13 +19,13 @@ from data_prep.commands.arguments import (
     share,
     task,
 )
-from data_prep.tokens.encoding import EncodeOptions, end_of_document
-from data_prep.work.executors import Work, encode, results_of_units
-from data_prep.tokens.assembly import check_share_of_bad, finish
 from data_prep.reading.inputs import Unit, find_inputs, plan_units
+from data_prep.tokens.assembly import check_share_of_bad, finish
+from data_prep.tokens.encoding import EncodeOptions, end_of_document
 from data_prep.tokens.job import Job
-from data_prep.work.progress import Progress
 from data_prep.tokens.unit_writer import UnitWriter, finished_records, unit_chunks
+from data_prep.work.executors import Work, encode, results_of_units
+from data_prep.work.progress import Progress
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import token_dtype
 from latentpt.data.manifest import Counts

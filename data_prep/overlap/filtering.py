@@ -20,11 +20,11 @@ from typing import Any
 import zstandard
 
 from data_prep.commands.arguments import add_executor_arguments, add_read_arguments, amount
+from data_prep.reading.bad import quarantine_entry
 from data_prep.reading.documents import Lines, TextDocument, read_pieces
 from data_prep.reading.inputs import Unit
 from data_prep.reading.places import join_reports, lines_before
 from data_prep.reading.records import ReadOptions
-from data_prep.reading.parsing import quarantine_entry
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import write_json
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.reading.bad import Bad, BadRecordError, bad
 from data_prep.reading.inputs import Piece, input_size
+from data_prep.reading.parsing import parse
 from data_prep.reading.records import PieceReader, ReadOptions, Record
-from data_prep.reading.parsing import Bad, BadRecordError, bad, parse
 
 
 @dataclass(frozen=True)

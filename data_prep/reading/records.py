@@ -2,7 +2,7 @@
 
 A record is raw bytes (a line of JSON, a JSON value, a text, a column's string) with the line or row where it starts.
 A record longer than LONG_RECORD is written to a spool file as it streams by and handed on as that file's path.
-What is wrong with a file (a truncated .zst) becomes a record too, so that nothing is dropped silently.
+What is wrong with a file (a truncated .zst) is an error, or becomes a record too: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import zstandard
-
-from data_prep.reading.inputs import Piece, open_input
+from data_prep.reading.inputs import TABLES, Piece, open_input
 from data_prep.reading.json_values import json_values
+from data_prep.reading.streams import DamagedError, HashedReads, inflated, line_start, plain
+from data_prep.reading.tables import rows
 from latentpt.data.errors import DataError
 
 LONG_RECORD = 8 << 20
-_READ = 1 << 20
-_READ_COMPRESSED = 1 << 13  # small, because a compressed byte can grow a thousandfold
 
 
 class Record(NamedTuple):
@@ -50,74 +47,8 @@ class ReadOptions:
     """Field or column that names the record's source."""
     separator: str | None = None
     """What separates documents in .txt files; None makes every file one document."""
-
-
-class HashedReads:
-    """Reads a file object and keeps sha256, number and line ends of the bytes read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        """Read `file` from where it stands."""
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.position = self.lines = 0
-
-    def read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end."""
-        data = self._file.read(size)
-        self.sha256.update(data)
-        self.position += len(data)
-        self.lines += data.count(b"\n")
-        return data
-
-
-class DamagedError(Exception):
-    """A compressed stream cannot be read further; the message says why."""
-
-
-def _inflated(read: Callable[[int], bytes], compression: str) -> Iterator[bytes]:
-    """Decompressed blocks of all frames of a .zst or .gz stream; raises DamagedError where it breaks off."""
-
-    def fresh():
-        return (
-            zstandard.ZstdDecompressor().decompressobj() if compression == ".zst" else zlib.decompressobj(31)
-        )
-
-    inflater = fresh()
-    started = False
-    while data := read(_READ_COMPRESSED):
-        while data:
-            if inflater.eof:
-                inflater = fresh()
-            started = True
-            try:
-                block = inflater.decompress(data)
-            except (zstandard.ZstdError, zlib.error) as error:
-                raise DamagedError(f"the {compression} stream is damaged ({error})") from None
-            if block:
-                yield block
-            data = inflater.unused_data if inflater.eof else b""
-    if not started or not inflater.eof:
-        raise DamagedError(f"the {compression} stream ends early")
-
-
-def _plain(read: Callable[[int], bytes], length: int) -> Iterator[bytes]:
-    while length > 0 and (block := read(min(_READ, length))):
-        length -= len(block)
-        yield block
-
-
-def line_start(file: BinaryIO, position: int) -> int:
-    """First byte at or after `position` at which a line starts (the file's end if none does)."""
-    if position == 0:
-        return 0
-    file.seek(position - 1)
-    at = position - 1
-    while block := file.read(_READ):
-        newline = block.find(b"\n")
-        if newline >= 0:
-            return at + newline + 1
-        at += len(block)
-    return at
+    allow_damaged: bool = False
+    """Whether what can be read of a damaged file is used; otherwise a damaged file is an error."""
 
 
 class _Spool:
@@ -238,73 +169,16 @@ def _values(blocks: Iterator[bytes], array: bool, spool: _Spool) -> Iterator[Rec
 
 
 def _table(piece: Piece, options: ReadOptions, spool: _Spool) -> Iterator[Record]:
-    """Rows of a .parquet or .arrow file, read in small batches."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Rows of a .parquet or .arrow file."""
     row = 1
-    text, _, _ = options.text_field.partition(".")
-    source, _, _ = options.source_field.partition(".")
-    for batch in _record_batches(piece, text, source):
-        column = _column(batch, options.text_field)
-        if column is None:
-            raise DataError(
-                f"{piece.file}: has no column {options.text_field!r}; its columns are {', '.join(batch.schema.names)}"
-            )
-        if not (
-            pa.types.is_string(column.type)
-            or pa.types.is_large_string(column.type)
-            or pa.types.is_binary(column.type)
-        ):
-            raise DataError(f"{piece.file}: column {options.text_field!r} holds {column.type}, not text")
-        texts = pc.cast(column, pa.large_binary())
-        sources = _column(batch, options.source_field)
-        names = sources.to_pylist() if sources is not None else [None] * len(texts)
-        for raw, name in zip(texts.to_pylist(), names, strict=True):
+    try:
+        for raw, name in rows(piece, options.text_field, options.source_field):
             yield Record(
                 row, _spooled(raw, spool) if raw is not None and len(raw) > LONG_RECORD else raw, name
             )
             row += 1
-
-
-def _record_batches(piece: Piece, *columns: str):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = open_input(piece.file)
-    try:
-        if piece.format == "parquet":
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ)
-            wanted = [name for name in parquet.schema_arrow.names if name in columns]
-            yield from parquet.iter_batches(batch_size=256, columns=wanted or None)
-            return
-        try:
-            reader = pa.ipc.open_file(file)
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-        except pa.ArrowInvalid:
-            file.seek(0)
-            yield from pa.ipc.open_stream(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{piece.file}: cannot be read as {piece.format} ({error})") from None
-    finally:
-        file.close()
-
-
-def _column(batch, path: str):
-    """Column at a dotted path of `batch`, or None."""
-    import pyarrow.compute as pc
-
-    name, *nested = path.split(".")
-    if path in batch.schema.names:
-        return batch.column(path)
-    if name not in batch.schema.names:
-        return None
-    column = batch.column(name)
-    for key in nested:
-        if not hasattr(column.type, "names") or key not in column.type.names:
-            return None
-        column = pc.struct_field(column, key)
-    return column
+    except DamagedError as error:
+        yield Record(row, b"", damage=str(error))
 
 
 class PieceReader:
@@ -325,12 +199,22 @@ class PieceReader:
         self.bytes = piece.end - piece.start
 
     def __iter__(self) -> Iterator[Record]:
-        if self.piece.format in ("parquet", "arrow"):
-            yield from _table(self.piece, self._options, self._spool)
-            with open_input(self.piece.file) as file:
-                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            self.position = self.bytes
-            return
+        for record in self._table() if self.piece.format in TABLES else self._stream():
+            if record.damage and not self._options.allow_damaged:
+                raise DataError(
+                    f"{self.piece.file}: {record.damage} after record {record.line - 1} of this part; mend it, leave it "
+                    "out, or keep what can be read of it with --allow-damaged"
+                )
+            if record.damage or not isinstance(record.raw, bytes) or record.raw.strip():
+                yield record
+
+    def _table(self) -> Iterator[Record]:
+        yield from _table(self.piece, self._options, self._spool)
+        with open_input(self.piece.file) as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        self.position = self.bytes
+
+    def _stream(self) -> Iterator[Record]:
         with open_input(self.piece.file) as file:
             start, end = self.piece.start, self.piece.end
             if self.piece.is_range:
@@ -338,14 +222,13 @@ class PieceReader:
                 file.seek(start)
             reads = HashedReads(file)
             blocks = (
-                _inflated(reads.read, self.piece.compression)
+                inflated(reads.read, self.piece.compression)
                 if self.piece.compression
-                else _plain(reads.read, end - start)
+                else plain(reads.read, end - start)
             )
             for record in self._records(blocks):
                 self.position = reads.position
-                if record.damage or not isinstance(record.raw, bytes) or record.raw.strip():
-                    yield record
+                yield record
             self.sha256, self.bytes = reads.sha256.hexdigest(), reads.position
             self.lines = reads.lines if self.piece.is_range else 0
 

@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.tokens.job import Job
 from data_prep.reading.places import join_reports, lines_before
+from data_prep.tokens.job import Job
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import bin_and_idx, token_dtype
 from latentpt.data.manifest import Counts, Manifest, TokenizerRecord, write_json

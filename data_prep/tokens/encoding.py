@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.reading.bad import Bad, BadRecordError, bad
 from data_prep.reading.inputs import Format
+from data_prep.reading.parsing import Document, parse
 from data_prep.reading.records import ReadOptions, Record
-from data_prep.reading.parsing import Bad, BadRecordError, Document, bad, parse
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import token_dtype
 from latentpt.data.tokenizer import Tokenizer, load_tokenizer

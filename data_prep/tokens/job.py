@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.tokens.encoding import EncodeOptions
 from data_prep.reading.inputs import Unit
+from data_prep.tokens.encoding import EncodeOptions
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import FILE_NAME, WORK, write_json
 

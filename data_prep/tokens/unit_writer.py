@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.tokens.encoding import Chunk, Encoded, EncodedDocument
+from data_prep.reading.bad import Bad, quarantine_entry
 from data_prep.reading.inputs import Unit
-from data_prep.tokens.job import Job
 from data_prep.reading.records import PieceReader, ReadOptions, Record
-from data_prep.reading.parsing import Bad, quarantine_entry
+from data_prep.tokens.encoding import Chunk, Encoded, EncodedDocument
+from data_prep.tokens.job import Job
 from latentpt.data.indexed import ShardWriter
 from latentpt.data.manifest import Counts, write_json
 

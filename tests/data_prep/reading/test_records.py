@@ -10,8 +10,8 @@ import pytest
 import zstandard
 
 from data_prep.reading.inputs import Piece, plan_units
-from data_prep.reading.records import PieceReader, ReadOptions
 from data_prep.reading.parsing import parse
+from data_prep.reading.records import PieceReader, ReadOptions
 from data_prep.tokens.unit_writer import unit_chunks
 from latentpt.data.indexed import Shard
 from latentpt.data.manifest import read_manifest
@@ -71,7 +71,7 @@ def test_a_truncated_or_corrupt_archive_gives_what_is_before_the_damage(
     (tmp_path / f"a.jsonl.{suffix}").write_bytes(first + second[: len(second) // 2])
     (tmp_path / f"b.jsonl.{suffix}").write_bytes(first + b"garbage, certainly no frame")
     (tmp_path / f"c.jsonl.{suffix}").write_bytes(first + second)
-    assert tokenize(tokenizer, tmp_path / "out", "--input", tmp_path / f"*.{suffix}") == 0
+    assert tokenize(tokenizer, tmp_path / "out", "--input", tmp_path / f"*.{suffix}", "--allow-damaged") == 0
     found = texts(tmp_path / "out")
     assert found[:100] == documents[:100]
     assert found[-300:] == [*documents[:100], *documents[:200]]
@@ -98,7 +98,7 @@ def test_text_files_are_one_document_or_cut_at_a_separator(tmp_path: Path, token
 def test_records_do_not_depend_on_how_much_is_read_at_a_time(
     tmp_path: Path, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.reading.records._READ", read)
+    monkeypatch.setattr("data_prep.reading.streams.READ", read)
     path = tmp_path / "a.txt"
     path.write_bytes("\ufefffirst\n\n\nsecond\n\n\n\n\nthird\n".encode())
     options = ReadOptions(separator="\n\n")
@@ -130,7 +130,7 @@ def test_json_files_hold_an_array_or_values_one_after_another(tmp_path: Path, to
         assert texts(out) == wanted + extra
         if bad:
             assert [(kind, line) for _, line, kind in quarantine(out)] == bad
-    assert tokenize(tokenizer, tmp_path / "open", "--input", tmp_path / "open.json") == 0
+    assert tokenize(tokenizer, tmp_path / "open", "--input", tmp_path / "open.json", "--allow-damaged") == 0
     assert texts(tmp_path / "open") == wanted[:2]
     assert quarantine(tmp_path / "open") == [("open.json", 1, "damaged file")]
 
@@ -191,9 +191,9 @@ def test_long_records_are_streamed_and_give_the_same_bytes(
     assert tokenize(tokenizers[kind], tmp_path / "memory", *options) == 0
     assert texts(tmp_path / "memory").count(long) == 4
     monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 500)
-    monkeypatch.setattr("data_prep.reading.records._READ", 97)
-    monkeypatch.setattr("data_prep.reading.parsing._BLOCK", 101)
-    monkeypatch.setattr("data_prep.reading.parsing._LONG_STRING", 50)
+    monkeypatch.setattr("data_prep.reading.streams.READ", 97)
+    monkeypatch.setattr("data_prep.reading.long_json._BLOCK", 101)
+    monkeypatch.setattr("data_prep.reading.long_json._LONG_STRING", 50)
     assert tokenize(tokenizers[kind], tmp_path / "streamed", *options) == 0
     assert files(tmp_path / "streamed") == files(tmp_path / "memory")
 
@@ -220,7 +220,7 @@ def test_a_long_bad_record_is_bad_too(
     tmp_path: Path, tokenizer: Path, record: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 500)
-    monkeypatch.setattr("data_prep.reading.parsing._LONG_STRING", 50)
+    monkeypatch.setattr("data_prep.reading.long_json._LONG_STRING", 50)
     (tmp_path / "a.jsonl").write_bytes(lines(["good"]) + record % (b"word " * 300) + b"\n" + lines(["good"]))
     assert tokenize(tokenizer, tmp_path / "out", "--input", tmp_path / "a.jsonl") == 0
     assert texts(tmp_path / "out") == ["good", "good"]
