@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 
 from latentpt.data.errors import DataError
@@ -18,6 +20,7 @@ COMMANDS = {
     "dedup": "remove exact and near duplicates from text",
     "decontaminate": "remove documents that overlap with evaluation files",
 }
+RESUMED = ("train_tokenizer", "tokenize", "convert", "verify", "dedup", "decontaminate")
 FOR_DEVELOPERS = {"bench": "measure each command beside what it is to be compared with, in one run"}
 
 
@@ -38,11 +41,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         importlib.import_module(f"data_prep.commands.{arguments.command}").run(arguments)
+        sys.stdout.flush()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "goes on from here" if arguments.command in RESUMED else "begins again"
+        print(f"interrupted; the same command {goes_on}", file=sys.stderr)
         return 130
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from data_prep.reading.inputs import KNOWN
 from data_prep.reading.records import ReadOptions
@@ -77,15 +78,46 @@ def add_read_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """How many processes do the work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=amount,
+        default=cores,
+        help=f"processes that do the work (default: the cores, {cores})",
+    )
+
+
+def add_unit_size(parser: argparse.ArgumentParser) -> None:
+    """How much is done at a time."""
+    parser.add_argument(
+        "--unit-size",
+        type=amount,
+        default="256M",
+        help="bytes of input done as one unit of work (default: 256M)",
+    )
+
+
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say who does the work."""
-    parser.add_argument("--workers", type=amount, default=1, help="processes that do the work (default: 1)")
+    add_workers(parser)
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],
         default="local",
         help="local processes, or the tasks of a Ray cluster that shares the file system (default: local)",
     )
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that writes a corpus without some of its documents."""
+    add_read_arguments(parser)
+    add_executor_arguments(parser)
+    parser.add_argument(
+        "--output", required=True, help="folder to write the kept documents and the report to"
+    )
+    add_unit_size(parser)
 
 
 def read_options(arguments: argparse.Namespace) -> ReadOptions:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.commands.arguments import amount
-from data_prep.reading.documents import read_documents
 from data_prep.reading.inputs import find_inputs, plan_units
 from data_prep.reading.records import PieceReader, ReadOptions
 from data_prep.tokens.encoding import EncodeOptions

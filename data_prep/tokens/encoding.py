@@ -1,32 +1,32 @@
 """Encoding: chunks of records into tokens, the part of the work that workers do.
 
-A document is encoded by itself, so its tokens do not depend on its neighbours or on the number of workers. Documents
-longer than PIECE characters are cut between words and encoded piece by piece, which bounds the memory; a cut is taken
-only where the tokenizer gives the same ids for the text around it in one go and in two.
+A document is encoded by itself, so its tokens do not depend on its neighbours or on the number of workers. Long ones
+are cut and encoded piece by piece.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.reading.bad import Bad, BadRecordError, bad
-from data_prep.reading.inputs import Format
+from data_prep.reading.chunks import Chunk
 from data_prep.reading.parsing import Document, parse
-from data_prep.reading.records import ReadOptions, Record
+from data_prep.reading.records import ReadOptions
+from data_prep.tokens import cutting
+from data_prep.tokens.fast import fast_encoder
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import token_dtype
 from latentpt.data.tokenizer import Tokenizer, load_tokenizer
 
-PIECE = 1 << 18  # characters
-_AROUND = 64  # characters on either side of a cut on which it is tried
-_CANDIDATES = 64  # cuts tried before one is taken as it comes
+Work = tuple[Chunk, dict[str, int]]
+"""A chunk, and for each route the last record number of its unit that is in a finished shard."""
 
 _NO_IDS = np.empty(0, np.uint16)
 
@@ -39,30 +39,16 @@ class EncodeOptions:
     """Path of the tokenizer."""
     eod: str | None = None
     """Text of the end-of-document token; None takes the tokenizer's own."""
+    bos: str | None = None
+    """Text of a token that starts every document; None starts them with their text."""
+    backend: str = "auto"
+    """Which encoder: one of `fast.BACKENDS`; the ids are the same."""
     read: ReadOptions = field(default_factory=ReadOptions)
     """How records become documents."""
     split_by_source: bool = False
     """One folder for each source."""
     held_out: float = 0.0
     """Share of documents, chosen by the hash of their text, that go to a folder `validation` (the rest to `train`)."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive records of one piece."""
-
-    unit: int
-    piece: int
-    format: Format
-    first: int
-    """Number of the first record in its unit."""
-    records: list[Record]
-    bytes_read: int
-    """Bytes of input between the chunk before and the end of this one."""
-    piece_end: dict[str, Any] | None = None
-    """For the last chunk of a piece: name, bytes and hash of what was read."""
-    last: bool = False
-    """Whether the unit ends here."""
 
 
 @dataclass
@@ -112,16 +98,21 @@ class Encoded:
 class Encoder:
     """Turns chunks into tokens; one lives in every worker."""
 
-    def __init__(self, options: EncodeOptions, tokenizer: Tokenizer | None = None) -> None:
-        """Load the tokenizer of `options` unless given; raises DataError when it has no end-of-document token."""
+    def __init__(self, options: EncodeOptions) -> None:
+        """Load the tokenizer of `options`; raises DataError when it has no end-of-document token."""
         self.options = options
-        self.tokenizer = tokenizer or load_tokenizer(options.tokenizer)
+        self.tokenizer = load_tokenizer(options.tokenizer)
+        self.fast = fast_encoder(self.tokenizer, options.backend)
         self.eod_id = end_of_document(self.tokenizer, options.eod)
+        self.bos = [] if options.bos is None else [token_id(self.tokenizer, options.bos, "--bos")]
         self.dtype = token_dtype(self.tokenizer.vocab_size)
 
-    def encode(self, chunk: Chunk, done: dict[str, int]) -> Encoded:
-        """Encode a chunk but for the documents that `done` has (route -> last record number already in a shard)."""
+    def __call__(self, work: Work) -> Encoded:
+        """Encode a chunk but for the documents that are in a shard already."""
+        chunk, done = work
         result = Encoded(replace(chunk, records=[]), len(chunk.records))
+        if self.fast and chunk.first == 0:
+            self.fast.start_unit()
         short: list[tuple[EncodedDocument, str]] = []
         for number, record in enumerate(chunk.records, start=chunk.first):
             try:
@@ -152,29 +143,48 @@ class Encoder:
             parts.append(folder_name(document.source))
         return "/".join(parts)
 
+    def _encode(self, text: str) -> Sequence[int] | NDArray:
+        return self.fast.encode(text) if self.fast else self.tokenizer.encode(text)
+
     def _ids(self, texts: list[str]) -> list[NDArray]:
-        """Ids of each text with the end-of-document token appended."""
-        short = [text for text in texts if len(text) <= PIECE]
-        encoded = iter(self.tokenizer.encode_batch(short) if short else [])
+        """Ids of each text between the start and end tokens."""
+        short = [text for text in texts if len(text) <= cutting.PIECE]
+        encoded = iter((self.fast or self.tokenizer).encode_batch(short))
         return [
-            np.array([*next(encoded), self.eod_id], self.dtype)
-            if len(text) <= PIECE
-            else np.concatenate([*self._long_ids([text]), np.array([self.eod_id], self.dtype)])
+            self._framed([next(encoded)] if len(text) <= cutting.PIECE else list(self._long_ids([text])))
             for text in texts
         ]
 
+    def _framed(self, pieces: Sequence[Sequence[int] | NDArray]) -> NDArray:
+        """The ids of a document, [n], from those of its pieces."""
+        framed = np.empty(len(self.bos) + sum(map(len, pieces)) + 1, self.dtype)
+        at = len(self.bos)
+        framed[:at] = self.bos
+        for ids in pieces:
+            framed[at : at + len(ids)] = ids
+            at += len(ids)
+        framed[at] = self.eod_id
+        return framed
+
     def _long_ids(self, text: Iterable[str]) -> Iterator[NDArray]:
-        for piece in cut_text(text, self.tokenizer):
-            yield np.array(self.tokenizer.encode(piece), self.dtype)
+        for piece in cutting.cut_text(text, self._encode):
+            yield np.asarray(self._encode(piece)).astype(self.dtype)
 
     def _encode_long(self, text: Iterator[str], raw: Path) -> Path:
         """Encode a streamed document into a file beside its raw record."""
         path = raw.with_suffix("." + self.dtype.name)
         with path.open("wb") as file:
+            file.write(np.array(self.bos, self.dtype).tobytes())
             for ids in self._long_ids(text):
                 file.write(ids.tobytes())
             file.write(np.array([self.eod_id], self.dtype).tobytes())
         return path
+
+
+@functools.lru_cache(maxsize=1)
+def encoder_of(options: EncodeOptions) -> Encoder:
+    """The encoder of this process, kept from unit to unit."""
+    return Encoder(options)
 
 
 def folder_name(source: str) -> str:
@@ -188,37 +198,12 @@ def end_of_document(tokenizer: Tokenizer, text: str | None) -> int:
         if tokenizer.eod_id is None:
             raise DataError(f"{tokenizer.path}: names no end-of-document token; say which with --eod")
         return tokenizer.eod_id
-    found = tokenizer.token_id(text)
+    return token_id(tokenizer, text, "--eod")
+
+
+def token_id(tokenizer: Tokenizer, token: str, option: str) -> int:
+    """Id of `token`, which `option` named; raises DataError if there is none."""
+    found = tokenizer.token_id(token)
     if found is None:
-        raise DataError(f"{tokenizer.path}: has no token {text!r} to end documents with")
+        raise DataError(f"{tokenizer.path}: has no token {token!r}, which {option} names")
     return found
-
-
-def cut_text(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """Regroup a text's `pieces` into ones of at most PIECE characters whose ids, one after another, are the text's."""
-    rest = ""
-    for piece in pieces:
-        rest += piece
-        while len(rest) > PIECE + _AROUND:
-            end, resume = _cut(rest, tokenizer)
-            yield rest[:end]
-            rest = rest[resume:]
-    if rest:
-        yield rest
-
-
-def _cut(text: str, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Where the first piece of `text` ends and the next starts: at, or around, a space between two words."""
-    at = PIECE
-    for _ in range(_CANDIDATES):
-        at = text.rfind(" ", 0, at)
-        if at < PIECE // 2:
-            break
-        if not (text[at - 1].isalnum() and text[at + 1].isalnum()):
-            continue
-        left, right = text[at - _AROUND : at], text[at : at + _AROUND]
-        whole = tokenizer.encode(left + right)
-        for skip in (0, 1):  # sentencepiece may put a space of its own before every text
-            if tokenizer.encode(left) + tokenizer.encode(right[skip:]) == whole:
-                return at, at + skip
-    return PIECE, PIECE

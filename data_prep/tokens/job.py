@@ -1,19 +1,18 @@
-"""A tokenization as data: its options, its units, its place on disk. Equal jobs write equal bytes."""
+"""A tokenization as data: its options and its place on disk. Equal jobs on equal input write equal shards."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.reading.inputs import Unit
 from data_prep.tokens.encoding import EncodeOptions
-from latentpt.data.errors import DataError
-from latentpt.data.manifest import FILE_NAME, WORK, write_json
+from data_prep.work.stages import Stage
+from latentpt.data.manifest import FILE_NAME, WORK
 
 FOLDERS = "folders.json"  # marks a finished output of several folders, as manifest.json marks one of one
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,6 @@ class Job:
     """Folder to write."""
     name: str
     """First part of the shards' names."""
-    units: tuple[Unit, ...]
-    """The work."""
     encode: EncodeOptions
     """How documents become tokens."""
     tokenizer_sha256: str
@@ -34,8 +31,8 @@ class Job:
     """Most tokens of a shard, unless one document alone has more."""
     unit_size: int
     """Bytes of input a unit has, about."""
-    max_bad: float
-    """Largest share of bad records."""
+    max_bad: float | None
+    """Largest share of bad records; None stops only when nothing but bad records comes."""
 
     @property
     def folder(self) -> Path:
@@ -47,9 +44,15 @@ class Job:
         """Where unfinished work lies."""
         return self.folder / WORK
 
-    def unit_folder(self, unit: Unit) -> Path:
-        """Where the unit's shards wait until all units are done."""
-        return self.work / f"unit-{unit.index:06d}"
+    @property
+    def units(self) -> Stage:
+        """The units, whose shards wait until all are done."""
+        return Stage(self.work, "unit")
+
+    @property
+    def merged(self) -> Stage:
+        """The shards of the output, made of those of the units."""
+        return Stage(self.work, "shard")
 
     @property
     def several_folders(self) -> bool:
@@ -63,54 +66,16 @@ class Job:
 
     def options(self) -> dict[str, Any]:
         """The options that shape the output, as a manifest keeps them."""
+        read = dataclasses.asdict(self.encode.read)
+        del read["allow_damaged"]  # it changes nothing of what undamaged files give
         return {
             "name": self.name,
             "tokenizer_sha256": self.tokenizer_sha256,
             "eod": self.encode.eod,
-            **dataclasses.asdict(self.encode.read),
+            "bos": self.encode.bos,
+            **read,
             "split_by_source": self.encode.split_by_source,
             "held_out": self.encode.held_out,
             "shard_tokens": self.shard_tokens,
             "unit_size": self.unit_size,
         }
-
-    def plan(self) -> dict[str, Any]:
-        """Options and units, for comparing with an earlier start."""
-        units = [[[piece.file, piece.start, piece.end] for piece in unit.pieces] for unit in self.units]
-        return {"options": self.options(), "units": units}
-
-    def prepare(self) -> bool:
-        """Make the work folder, or join an earlier start of the same job; return whether it is finished already.
-
-        Raises DataError when the output folder belongs to another job.
-        """
-        for mark in (FILE_NAME, FOLDERS):
-            if (self.folder / mark).is_file():
-                return self._is_finished(self.folder / mark)
-        self.work.mkdir(parents=True, exist_ok=True)
-        plan = self.work / "plan.json"
-        if not plan.is_file():
-            write_json(plan, self.plan())
-            return False
-        earlier = json.loads(plan.read_text())
-        if earlier["options"] != self.options():
-            raise self._other(earlier["options"])
-        if earlier != self.plan():
-            raise DataError(
-                f"{self.folder}: was started with other inputs; name another output or delete {self.work}"
-            )
-        return False
-
-    def _is_finished(self, mark: Path) -> bool:
-        earlier = json.loads(mark.read_text())
-        if earlier["options"] != self.options():
-            raise self._other(earlier["options"])
-        return True
-
-    def _other(self, earlier: dict[str, Any]) -> DataError:
-        now = self.options()
-        key = next(key for key in now if now[key] != earlier.get(key))
-        return DataError(
-            f"{self.folder}: was tokenized with {key} = {earlier.get(key)}, now it is {now[key]}; "
-            "name another output or delete that one"
-        )

@@ -1,4 +1,4 @@
-"""One unit of work: its input as chunks, its output as shards that survive a kill.
+"""One unit of work: its shards, which survive a kill.
 
 .work/unit-000003/ROUTE/00000.{bin,idx}   a finished shard of the unit
 .work/unit-000003/ROUTE/00000.json        what is in it, written after it: the mark that it need not be redone
@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,9 @@ import numpy as np
 
 from data_prep.reading.bad import Bad, quarantine_entry
 from data_prep.reading.inputs import Unit
-from data_prep.reading.records import PieceReader, ReadOptions, Record
-from data_prep.tokens.encoding import Chunk, Encoded, EncodedDocument
-from data_prep.tokens.job import Job
+from data_prep.tokens.encoding import Encoded, EncodedDocument
 from latentpt.data.indexed import ShardWriter
 from latentpt.data.manifest import Counts, write_json
-
-CHUNK_BYTES = 1 << 20
-CHUNK_RECORDS = 4096
-
-
-def unit_chunks(unit: Unit, options: ReadOptions, spool: Path) -> Iterator[Chunk]:
-    """The records of a unit in chunks of about a mebibyte; the last chunk of a piece may be empty."""
-    number = 0
-    for index, piece in enumerate(unit.pieces):
-        reader = PieceReader(piece, options, spool / f"piece-{index:06d}")
-        position = 0
-        for records in _grouped(reader):
-            yield Chunk(unit.index, index, piece.format, number, records, reader.position - position)
-            number, position = number + len(records), reader.position
-        end = {
-            "file": piece.file,
-            "start": piece.start,
-            "bytes": reader.bytes,
-            "lines": reader.lines,
-            "sha256": reader.sha256,
-        }
-        # A long line belongs to the range it starts in; ranges that it covers have read nothing.
-        rest = (reader.bytes if piece.is_range else piece.end - piece.start) - position
-        yield Chunk(unit.index, index, piece.format, number, [], rest, end, index + 1 == len(unit.pieces))
-
-
-def _grouped(reader: Iterable[Record]) -> Iterator[list[Record]]:
-    records: list[Record] = []
-    size = 0
-    for record in reader:
-        records.append(record)
-        size += len(record.raw) if isinstance(record.raw, bytes) else 0
-        if size >= CHUNK_BYTES or len(records) >= CHUNK_RECORDS or isinstance(record.raw, Path):
-            yield records
-            records, size = [], 0
-    if records:
-        yield records
 
 
 class _Route:
@@ -128,11 +88,9 @@ def finished_records(folder: Path) -> dict[str, int]:
 class UnitWriter:
     """Writes what became of a unit's chunks, which must come in order."""
 
-    def __init__(self, job: Job, unit: Unit, dtype: np.dtype) -> None:
-        """Take up `unit` where its folder says it was left."""
-        self.unit, self._job, self._dtype = unit, job, dtype
-        self.folder = job.unit_folder(unit)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, unit: Unit, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
+        """Take up `unit` where its folder says it was left; shards have at most `shard_tokens` tokens."""
+        self.unit, self.folder, self._dtype, self._shard_tokens = unit, folder, dtype, shard_tokens
         for stale in self.folder.rglob("*.tmp"):
             stale.unlink()
         self._routes: dict[str, _Route] = {}
@@ -145,7 +103,7 @@ class UnitWriter:
 
     def _route(self, name: str) -> _Route:
         if name not in self._routes:
-            self._routes[name] = _Route(self.folder / name, self._dtype, self._job.shard_tokens)
+            self._routes[name] = _Route(self.folder / name, self._dtype, self._shard_tokens)
         return self._routes[name]
 
     def add(self, encoded: Encoded) -> None:
@@ -163,20 +121,19 @@ class UnitWriter:
         entry = quarantine_entry(self.unit.pieces[index], bad)
         self._quarantine.write(json.dumps(entry) + "\n")
 
-    def finish(self) -> None:
-        """Close all shards and mark the unit as done."""
+    def finish(self) -> dict[str, Any]:
+        """Close all shards; return what the unit's mark keeps."""
         for route in self._routes.values():
             route.close()
         self._quarantine.close()
         Path(self._quarantine.name).replace(self.folder / "quarantine.jsonl")
-        summary = {
+        shutil.rmtree(self.folder / "spool", ignore_errors=True)
+        return {
             "records": self.records,
             "quarantined": dict(sorted(self.quarantined.items())),
             "inputs": self._inputs,
             "routes": {name: self._routes[name].shards for name in sorted(self._routes)},
         }
-        write_json(self.folder / "unit.json", summary)
-        shutil.rmtree(self.folder / "spool", ignore_errors=True)
 
     def abort(self) -> None:
         """Drop what is not in a finished shard."""

@@ -68,7 +68,7 @@ def test_exact_duplicates_are_found_across_all_inputs(tmp_path: Path, unit_size:
 
 
 def test_near_duplicates_go_and_different_documents_stay(tmp_path: Path) -> None:
-    pytest.importorskip("datasketch")
+    pytest.importorskip("rensa")
     texts = [text(i) for i in range(40)]
     changed = texts[5].split()
     changed[100] = "other"
@@ -126,8 +126,12 @@ def test_bad_records_are_kept_apart_and_an_existing_output_is_not_touched(
     assert main(arguments) == 0
     entry = json.loads((tmp_path / "out/quarantine.jsonl").read_text())
     assert (entry["line"], entry["kind"], entry["raw"]) == (3, "broken JSON", "{broken")
-    assert main(arguments) == 2
-    assert "exists already" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert main(arguments) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert main(arguments[:-1]) == 2
+    assert "exists already and was made with threshold = None, now it is 0.8" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:

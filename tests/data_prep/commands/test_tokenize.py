@@ -130,7 +130,7 @@ def test_another_tokenization_is_not_mixed_in_and_a_finished_one_is_left_alone(
     assert tokenize(tokenizer, tmp_path / "out", *options) == 0
     assert "finished already" in capsys.readouterr().out
     assert tokenize(tokenizer, tmp_path / "out", *options, "--shard-tokens", "1K") == 2
-    assert "was tokenized with shard_tokens = 500000000, now it is 1000" in capsys.readouterr().err
+    assert "was made with shard_tokens = 500000000, now it is 1000" in capsys.readouterr().err
     assert files(tmp_path / "out") == before
 
 

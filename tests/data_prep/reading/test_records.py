@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from data_prep.reading.chunks import unit_chunks
 from data_prep.reading.inputs import Piece, plan_units
 from data_prep.reading.parsing import parse
 from data_prep.reading.records import PieceReader, ReadOptions
-from data_prep.tokens.unit_writer import unit_chunks
 from latentpt.data.indexed import Shard
 from latentpt.data.manifest import read_manifest
 from latentpt.data.tokenizer import load_tokenizer
@@ -187,7 +187,7 @@ def test_long_records_are_streamed_and_give_the_same_bytes(
     (tmp_path / "in/array.json").write_text(json.dumps(records, indent=1))
     (tmp_path / "in/text.txt").write_text(long)
     options = ("--input", tmp_path / "in", "--name", "t")
-    monkeypatch.setattr("data_prep.tokens.encoding.PIECE", 3000)
+    monkeypatch.setattr("data_prep.tokens.cutting.PIECE", 3000)
     assert tokenize(tokenizers[kind], tmp_path / "memory", *options) == 0
     assert texts(tmp_path / "memory").count(long) == 4
     monkeypatch.setattr("data_prep.reading.records.LONG_RECORD", 500)
@@ -207,7 +207,7 @@ def test_a_long_text_has_the_ids_it_has_in_one_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([" ".join(documents)]))
-    monkeypatch.setattr("data_prep.tokens.encoding.PIECE", 2000)
+    monkeypatch.setattr("data_prep.tokens.cutting.PIECE", 2000)
     assert tokenize(tokenizers[kind], tmp_path / "out", "--input", tmp_path / "a.jsonl") == 0
     tokens = Shard(tmp_path / "out" / read_manifest(tmp_path / "out").shards[0].name).tokens
     assert tokens[:-1].tolist() == load_tokenizer(tokenizers[kind]).encode(" ".join(documents))
