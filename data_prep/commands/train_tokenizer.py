@@ -27,7 +27,7 @@ from data_prep.reading.documents import load_text
 from data_prep.reading.inputs import Unit, describe, files_of, find_inputs, plan_units
 from data_prep.reading.records import ReadOptions
 from data_prep.work.executors import Report, chunk_results
-from data_prep.work.outputs import PLAN, Plan, check_writable, claimed, join_plan
+from data_prep.work.outputs import PLAN, Plan, check_writable, claimed, join_plan, work_folder
 from data_prep.work.progress import Progress, Tick
 from data_prep.work.stages import Stage
 from latentpt.data.errors import DataError
@@ -99,7 +99,7 @@ def train(
         raise DataError(f"--vocab-size {vocab_size} has no room for every byte; the smallest is {_SMALLEST}")
     if output.exists():
         raise DataError(f"{output}: exists already; name another output or delete it")
-    work = output.with_name(output.name + ".partial")
+    work = work_folder(output)
     check_writable(work, None if (work / PLAN).is_file() else lambda _: False)
     made_with = {"command": "train_tokenizer", "sample": sample, **dataclasses.asdict(options)}
     join_plan(work, Plan(made_with, describe(files_of(units))), output)

@@ -27,7 +27,7 @@ from data_prep.reading.parsing import Document
 from data_prep.reading.places import join_reports, lines_before
 from data_prep.reading.records import ReadOptions, Record
 from data_prep.work.executors import Report, chunk_results
-from data_prep.work.outputs import PLAN, Plan, check_writable, claimed, join_plan
+from data_prep.work.outputs import PLAN, Plan, check_writable, claimed, join_plan, work_folder
 from data_prep.work.progress import Tick
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import write_json
@@ -181,7 +181,7 @@ def filtered_output(output: Path, plan: Plan) -> Iterator[Path | None]:
     Gives None when `output` is there already and made of the same. A block that does not end well leaves its work for
     the next start. Raises DataError when `output`, or work that was begun, is of something else.
     """
-    work = output.with_name(output.name + ".partial")
+    work = work_folder(output)
     if output.exists():
         path = output / REPORT
         if not path.is_file():

@@ -24,7 +24,7 @@ def rows(piece: Piece, text_field: str, source_field: str) -> Iterator[Row]:
 
     try:
         yield from _rows(piece, text_field, source_field)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
         reason = " ".join(str(error).split())[:300]

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.reading.inputs import refuse_splits
 from latentpt.data.batches import shard_folders
 from latentpt.data.errors import DataError
 from latentpt.data.indexed import Index, bin_and_idx, shard_prefix
 from latentpt.data.manifest import FILE_NAME, read_manifest
 
 SPAN = 1 << 22  # tokens in memory at a time
+
+_LLMC_HEADER = 1024  # bytes
+_LLMC_DTYPES = {20240520: "<u2", 20240801: "<u4"}  # by the magic of the file
 
 Piece = tuple[NDArray, bool]
 """Ids [n] of the document at hand, and whether it ends with them."""
@@ -56,6 +60,14 @@ class TokenFile:
             return _raw(self.paths[0], layout)
         return _lists(self.paths[0], self.kind, layout.column)
 
+    def is_wide(self, layout: Layout) -> bool:
+        """Whether an id takes more than two bytes, as far as the file says."""
+        if self.index is not None:
+            return Index(self.index).dtype.itemsize > 2
+        if self.kind == "raw":
+            return _raw_ids(self.paths[0], np.dtype(layout.raw_dtype)).dtype.itemsize > 2
+        return True
+
     @property
     def size(self) -> int:
         """Bytes of all parts."""
@@ -75,6 +87,7 @@ def find_token_files(paths: Sequence[str]) -> list[TokenFile]:
 
 
 def _in_folder(folder: Path) -> list[TokenFile]:
+    refuse_splits(folder)
     shards = [path for path in shard_folders(folder) if (path / FILE_NAME).is_file()]
     if shards:
         return [
@@ -142,14 +155,7 @@ def _across(parts: Sequence[NDArray], starts: Sequence[int], start: int, end: in
 
 
 def _raw(path: Path, layout: Layout) -> Iterator[Piece]:
-    dtype = np.dtype(layout.raw_dtype).newbyteorder("<")
-    if path.stat().st_size % dtype.itemsize:
-        raise DataError(
-            f"{path}: is {path.stat().st_size} bytes long, no multiple of the {dtype.itemsize} of a token"
-        )
-    ids = _mapped(path, dtype)
-    if ids.dtype.itemsize >= 4 and ids[:1].tolist() == [20240520]:
-        raise DataError(f"{path}: starts with the header of llm.c; cut off its 1024 bytes first")
+    ids = _raw_ids(path, np.dtype(layout.raw_dtype).newbyteorder("<"))
     mark, after = (layout.bos_id, 0) if layout.eod_id is None else (layout.eod_id, 1)
     started = False  # whether a document is open
     for start in range(0, len(ids), SPAN):
@@ -165,6 +171,24 @@ def _raw(path: Path, layout: Layout) -> Iterator[Piece]:
             started = True
     if started:
         yield ids[:0], True
+
+
+def _raw_ids(path: Path, dtype: np.dtype) -> NDArray:
+    """Ids of a raw file; those of llm.c say in a header of 256 int32 what they hold: magic, version, number of ids."""
+    size = path.stat().st_size
+    if size >= _LLMC_HEADER:
+        magic, _, count = np.fromfile(path, "<i4", 3).tolist()
+        if magic in _LLMC_DTYPES:
+            dtype = np.dtype(_LLMC_DTYPES[magic])
+            if size != _LLMC_HEADER + count * dtype.itemsize:
+                raise DataError(
+                    f"{path}: has the header of llm.c with {count} ids of {dtype}, but {size - _LLMC_HEADER} bytes of "
+                    "them; the file is damaged or truncated"
+                )
+            return np.memmap(path, dtype, "r", _LLMC_HEADER) if count else np.empty(0, dtype)
+    if size % dtype.itemsize:
+        raise DataError(f"{path}: is {size} bytes long, no multiple of the {dtype.itemsize} of a token")
+    return _mapped(path, dtype)
 
 
 def _lists(path: Path, kind: str, column: str) -> Iterator[Piece]:
@@ -201,14 +225,21 @@ def _batches(path: Path, kind: str, column: str) -> Iterator[Any]:
         if kind == "parquet":
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             columns = [column] if column in file.schema_arrow.names else None
-            yield from file.iter_batches(batch_size=1024, columns=columns)
+            yield from map(_valid, file.iter_batches(batch_size=1024, columns=columns))
             return
         with pa.memory_map(str(path)) as source:
             try:
                 reader = pa.ipc.open_file(source)
-                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+                stream = (reader.get_batch(i) for i in range(reader.num_record_batches))
             except pa.ArrowInvalid:
                 source.seek(0)
-                yield from pa.ipc.open_stream(source)
-    except (pa.ArrowInvalid, OSError) as error:
+                stream = pa.ipc.open_stream(source)
+            yield from map(_valid, stream)
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read as {kind} ({error})") from None
+
+
+def _valid(batch: Any) -> Any:
+    """`batch`, if its offsets stay inside it."""
+    batch.validate(full=True)
+    return batch

@@ -98,6 +98,11 @@ def check_writable(output: Path, ours: Callable[[Path], bool] | None = None) -> 
             )
 
 
+def work_folder(output: Path) -> Path:
+    """Where the work on `output` lies until it is finished: beside it and hidden, so that it is never an input."""
+    return output.with_name(f".{output.name}.partial")
+
+
 @contextmanager
 def claimed(lock: Path, output: Path) -> Iterator[None]:
     """Keep a second process from doing the same at the same time; the lock ends with the process."""

@@ -12,6 +12,7 @@ Writing goes to side files; the .idx appears last and marks the pair as complete
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -49,9 +50,13 @@ def _spans(count: int) -> Iterator[slice]:
 
 def _map(path: Path) -> mmap.mmap | bytes:
     """Map a whole file for reading; an empty file cannot be mapped and is empty bytes."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+        raise DataError(f"{path}: cannot be opened ({error.strerror}){hint}") from None
 
 
 class Index:

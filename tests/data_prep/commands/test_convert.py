@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.tokens.sinks import ListSink, RawSink, ShardSink
 from data_prep.tokens.sources import Layout, TokenFile
 from latentpt.data.indexed import Shard, ShardWriter
 from latentpt.data.manifest import read_manifest
+from tests.data_prep.folders import files, lines, tokenize
 
 SHARED = Path(os.environ.get("LATENTPT_SHARED", Path(__file__).parents[4] / "shared"))
 MEGATRON = SHARED / "data/megatron/openwebtext/meg-gpt2-openwebtext_text_document"
@@ -122,7 +126,7 @@ def test_parts_of_one_bin_are_joined_as_pythia_keeps_them(
     (tmp_path / "pair-00001-of-00020.bin").unlink()
     assert convert("--input", tmp_path / "pair.idx", "--output", tmp_path / "out2") == 2
     assert not (tmp_path / "out2").exists()
-    assert not (tmp_path / "out2.partial").exists()
+    assert not (tmp_path / ".out2.partial").exists()
 
 
 def test_sequences_that_end_anywhere_are_not_expected_to_end_with_the_token(tmp_path: Path) -> None:
@@ -173,3 +177,74 @@ def test_the_shards_are_read_by_megatrons_own_reader(
     dataset = reader.IndexedDataset(str(pair))
     assert [dataset[i].tolist() for i in range(len(dataset))] == written
     assert dataset.document_indices.tolist() == list(range(len(written) + 1))
+
+
+@pytest.mark.parametrize(("magic", "kind"), [(20240520, "<u2"), (20240801, "<u4")])
+def test_the_header_of_llm_c_is_no_document(
+    tmp_path: Path, magic: int, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, ids = np.zeros(256, "<i4"), np.array([9, 5, 6, 9, 7], kind)
+    header[:3] = magic, 1, len(ids)
+    (tmp_path / "a.bin").write_bytes(header.tobytes() + ids.tobytes())
+    assert convert("--input", tmp_path / "a.bin", "--bos-id", "9", "--output", tmp_path / "out") == 0
+    assert documents(tmp_path / "out") == [[9, 5, 6], [9, 7]]
+    (tmp_path / "cut.bin").write_bytes(header.tobytes() + ids.tobytes()[:-4])
+    assert convert("--input", tmp_path / "cut.bin", "--output", tmp_path / "none") == 2
+    assert "has the header of llm.c with 5 ids" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_shards_made_of_shards_keep_sources_and_bytes_of_text(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(["one", "two"], "A") + lines(["three"], "B"))
+    assert (
+        tokenize(tokenizer, tmp_path / "first", "--input", tmp_path / "a.jsonl", "--shard-tokens", "3") == 0
+    )
+    assert convert("--input", tmp_path / "first", "--output", tmp_path / "second") == 0
+    first, second = read_manifest(tmp_path / "first"), read_manifest(tmp_path / "second")
+    assert (second.counts, second.sources, second.tokenizer) == (first.counts, first.sources, first.tokenizer)
+    assert second.counts.text_bytes == 11
+    part = tmp_path / "first" / f"{first.shards[0].name}.idx"  # of a part the sources are not known
+    assert convert("--input", part, "--output", tmp_path / "part") == 0
+    assert read_manifest(tmp_path / "part").sources == {}
+
+
+@pytest.mark.parametrize("target", ["shards", "arrow", "parquet", "raw"])
+def test_an_interrupted_conversion_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path,
+    pair: Path,
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("data_prep.tokens.sinks._BATCH_TOKENS", 200)
+    monkeypatch.setattr("data_prep.tokens.sinks._MARK_BYTES", 200)
+    options = ("--input", pair, "--to", target, "--shard-tokens", "400", "--name", "t")
+    assert convert(*options, "--output", tmp_path / "whole") == 0
+    pieces = TokenFile.pieces
+    read: list[int] = []
+
+    def interrupted(file: TokenFile, layout: Layout) -> Iterator[tuple[np.ndarray, bool]]:
+        for number, piece in enumerate(pieces(file, layout)):
+            if number == 80:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(TokenFile, "pieces", interrupted)
+    assert convert(*options, "--output", tmp_path / "out") == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr(TokenFile, "pieces", pieces)
+    for sink in (ShardSink, RawSink, ListSink):
+        write = sink.write
+
+        def watched(self: object, ids: np.ndarray, ends: bool, write: Any = write) -> None:
+            read.append(len(ids))
+            write(self, ids, ends)
+
+        monkeypatch.setattr(sink, "write", watched)
+    assert convert(*options, "--output", tmp_path / "out") == 0
+    assert 0 < len(read) < 120
+    assert not (tmp_path / ".out.partial").exists()
+    if target == "raw":
+        assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    else:
+        assert files(tmp_path / "out") == files(tmp_path / "whole")
