@@ -34,7 +34,6 @@ from data_prep.work.outputs import PLAN, Plan, check_name, check_writable, claim
 from data_prep.work.progress import Progress, Tick
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import FILE_NAME, WORK, read_manifest
-from latentpt.data.tokenizer import load_tokenizer
 
 _JUDGED_FROM = 1_000  # records after which the share of bad ones means something
 
@@ -111,7 +110,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
         output=arguments.output,
         name=check_name(arguments.name or Path(arguments.output).resolve().name),
         encode=encode_options,
-        tokenizer_sha256=load_tokenizer(arguments.tokenizer).sha256,
+        tokenizer_sha256=encoder_of(encode_options).tokenizer.sha256,
         shard_tokens=arguments.shard_tokens,
         unit_size=arguments.unit_size,
         max_bad=arguments.max_bad,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 PIECE = 1 << 18  # characters
 _AROUND = 64  # characters on either side of a cut on which it is tried
 _CANDIDATES = 64  # cuts tried before more text is taken in
+_TAIL = 4096  # characters in which there is white space as a rule
 
 _EDGE = re.compile(r"(?<=\S)\s")
 
@@ -37,7 +38,8 @@ def cut_text(pieces: Iterable[str], encode: Encode) -> Iterator[str]:
 
 def _cut(text: str, most: int, encode: Encode) -> tuple[int, int] | None:
     """Where the first piece of `text` ends and the next starts: where white space begins in its first `most`."""
-    edges = [match.start() for match in _EDGE.finditer(text, most // 2, most)]
+    edges = [match.start() for match in _EDGE.finditer(text, most - _TAIL, most)] if most > 2 * _TAIL else []
+    edges = edges or [match.start() for match in _EDGE.finditer(text, most // 2, most)]
     for at in reversed(edges[-_CANDIDATES:]):
         left, right = text[at - _AROUND : at], text[at : at + _AROUND]
         whole = list(encode(left + right))

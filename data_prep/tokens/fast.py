@@ -7,13 +7,13 @@ tokenizers, on the beginning of every unit and on a sample of what follows.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from latentpt.data.errors import DataError
@@ -125,10 +125,10 @@ def _without_special_tokens(reference: Tokenizer) -> str:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
         content = sentencepiece_to_tokenizer_json(content)
-    described = json.loads(content)
+    described = orjson.loads(content)
     added = described.get("added_tokens") or []
     described["added_tokens"] = [token for token in added if not token.get("special")]
-    return json.dumps(described)
+    return orjson.dumps(described).decode()
 
 
 def _resident() -> int:

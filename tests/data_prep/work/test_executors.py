@@ -74,9 +74,10 @@ def test_small_work_is_done_in_this_process() -> None:
 def test_a_stage_does_nothing_twice(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     items = [(number, Numbers(number)) for number in (0, 1, 2)]
-    with Progress(3 * (8 << 20)) as progress:
+    with Progress(2 * (8 << 20)) as progress:
         first = dict(stage.run(partial(work), items[:2], 1, "local", progress))
+    with Progress(3 * (8 << 20)) as progress:
         second = dict(stage.run(partial(work), items, 1, "local", progress))
-        assert progress.line().startswith("100.0%")
+        assert progress.line().startswith("100.0%") and progress.skipped == 2 * (8 << 20)
     assert (sorted(first), sorted(second)) == ([0, 1], [2])
     assert stage.result(1) == first[1]
