@@ -20,6 +20,7 @@ COMMANDS = {
     "dedup": "remove exact and near duplicates from text",
     "decontaminate": "remove documents that overlap with evaluation files",
 }
+_INTERRUPTED = 128 + signal.SIGINT
 RESUMED = ("train_tokenizer", "tokenize", "convert", "verify", "dedup", "decontaminate")
 FOR_DEVELOPERS = {"bench": "measure each command beside what it is to be compared with, in one run"}
 
@@ -55,9 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         goes_on = "goes on from here" if arguments.command in RESUMED else "begins again"
         print(f"interrupted; the same command {goes_on}", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == _INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is to leave
+    sys.exit(code)

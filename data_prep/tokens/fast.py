@@ -20,8 +20,8 @@ from latentpt.data.errors import DataError
 from latentpt.data.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "gigatoken", "reference")
-RESIDENT_LIMIT = 240_000_000  # bytes of the process from which the encoder is loaded anew
-_LEAST_BETWEEN = 1 << 24  # bytes of text between two loads, so that a large process does not only load
+RESIDENT_LIMIT = 220_000_000  # bytes of the process from which the encoder is loaded anew
+_LEAST_BETWEEN = 1 << 23  # bytes of text between two loads, so that a large process does not only load
 _COMPARED = 4096  # characters of a text that are compared
 _COMPARE_EVERY = 1 << 22  # bytes of text
 _SHOWN = 80  # characters of a text in a message

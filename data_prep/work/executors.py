@@ -6,6 +6,7 @@ Where there are fewer units than workers, each lane has helpers, processes that 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -77,7 +78,8 @@ def _by_helpers(
     except BrokenProcessPool:
         raise DataError(_KILLED) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _deaf():
+            pool.shutdown(cancel_futures=True)
 
 
 # Units.
@@ -123,15 +125,30 @@ def _by_lanes(
     except BrokenProcessPool:
         raise DataError(_KILLED) from None
     finally:
-        stop.set()
-        drain = threading.Thread(target=_drain, args=(ticks, stop), daemon=True)
-        drain.start()  # a lane must not wait for room in the queue while we wait for it
-        pool.shutdown(cancel_futures=True)
+        with _deaf():
+            stop.set()
+            # A lane must not wait for room in the queue while we wait for it.
+            threading.Thread(target=_drain, args=(ticks,), daemon=True).start()
+            pool.shutdown(cancel_futures=True)
 
 
-def _drain(ticks: Any, _: Any) -> None:
-    while True:
-        ticks.get()
+def _drain(ticks: Any) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            ticks.get()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let a second Ctrl-C not keep the workers from being stopped in order, which the first has begun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_ray(function: UnitFunction[Item, Result], items: Sequence[Item], report: Report) -> Iterator[Result]:
