@@ -1,0 +1,9 @@
+"""Operations of the latent loop, each as a plain formula, by torch's own kernels and by Triton's.
+
+`dispatch` says which of the three runs; LATENTPT_KERNELS=reference|torch|triton overrides it at every call.
+"""
+
+from latentpt_kernels.block_attention import block_attention
+from latentpt_kernels.linear_cross_entropy import linear_cross_entropy
+
+__all__ = ["block_attention", "linear_cross_entropy"]
