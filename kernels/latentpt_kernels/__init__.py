@@ -3,7 +3,9 @@
 `dispatch` says which of the three runs; LATENTPT_KERNELS=reference|torch|triton overrides it at every call.
 """
 
+from latentpt_kernels.add_norm import add_norm, add_norms
 from latentpt_kernels.block_attention import block_attention
 from latentpt_kernels.linear_cross_entropy import linear_cross_entropy
+from latentpt_kernels.rotate_qk import rotate_qk
 
-__all__ = ["block_attention", "linear_cross_entropy"]
+__all__ = ["add_norm", "add_norms", "block_attention", "linear_cross_entropy", "rotate_qk"]
