@@ -7,6 +7,7 @@ compiler refuses is left out from then on, with one warning that names it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -40,10 +41,14 @@ def interpreted() -> bool:
 
 def triton_runs(like: Tensor) -> bool:
     """Whether a Triton kernel may be given tensors like this one."""
-    if mode() in ("reference", "torch") or like.dtype not in TRITON_DTYPES:
+    wanted = mode()
+    if not like.is_cuda and not (wanted == "triton" and interpreted()):
         return False
-    if not like.is_cuda and not (mode() == "triton" and interpreted()):
-        return False
+    return wanted in ("auto", "triton") and like.dtype in TRITON_DTYPES and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
@@ -60,8 +65,12 @@ def choose(op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], key
     On CUDA each is timed once per (op, key, dtype); elsewhere the first that is allowed is taken. `key` holds the
     sizes the choice depends on. A candidate that fails to compile or to launch is dropped with one warning.
     """
+    by_triton = triton_runs(like)
+    names = [name for name in candidates if name != "triton" or by_triton]
+    if not like.is_cuda and not by_triton:
+        return candidates[names[0]]()
     chip = _chip(like)
-    names = [name for name in candidates if (name != "triton" or triton_runs(like)) and (op + "/" + name, chip) not in _broken]
+    names = [name for name in names if (op + "/" + name, chip) not in _broken]
     if mode() == "triton" and "triton" in names:
         names = ["triton", *(name for name in names if name != "triton")]
     elif like.is_cuda and len(names) > 1:

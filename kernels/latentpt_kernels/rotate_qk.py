@@ -55,7 +55,7 @@ def _in_best_way(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inp
 
 
 def _formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool) -> tuple[Tensor, Tensor]:
-    turned = tuple(_turn(x, *_angles(x, cos, sin), back) for x in (q, k))
+    turned = tuple(_turn(x, *_angles(x, cos, sin), back) if x.shape[2] else x for x in (q, k))
     if inplace:
         q.copy_(turned[0]), k.copy_(turned[1])
         return q, k
@@ -63,20 +63,20 @@ def _formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace
 
 
 def _angles(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin as [(B,) 1, n, r/2] in the dtype of x."""
+    """cos and sin as [(B,) n, 1, r/2] in the dtype of x."""
     slots = x.shape[2] // max(1, cos.shape[-2])
-    parts = (part.to(x.dtype).repeat_interleave(slots, dim=-2) if slots > 1 else part.to(x.dtype) for part in (cos, sin))
-    a, b = (part.unsqueeze(-3) for part in parts)
-    return a, b
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if slots > 1:
+        cos, sin = cos.repeat_interleave(slots, dim=-2), sin.repeat_interleave(slots, dim=-2)
+    return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     half = cos.shape[-1]
     sin = -sin if back else sin
+    x = x.transpose(1, 2)  # heads inside, [B, n, H, D]: the order of the product before and the attention after
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    # Joined where heads lie inside, [B, n, H, D], the order of the matrix product before and the attention after.
-    turned = [part.transpose(1, 2) for part in (a * cos - b * sin, b * cos + a * sin, rest)]
-    return torch.cat(turned, dim=-1).transpose(1, 2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).transpose(1, 2)
 
 
 class _Rotation(torch.autograd.Function):

@@ -298,6 +298,8 @@ def tiles(kernel: str, size: int, itemsize: int, target: Target) -> dict[str, in
     if kernel == "bwd_kv":
         bm, bn = bn, bm  # here keys are owned and queries walked over
     warps = 8 if bd >= 128 or (kernel == "bwd_kv" and bd >= 64 and narrow) else 4
+    if target.hip:
+        warps = 4
     held = {"fwd": bm, "bwd_kv": 2 * bn, "bwd_q": 2 * bm}[kernel] * bd * itemsize
     walked = {"fwd": 2 * bn, "bwd_kv": 2 * bm, "bwd_q": 2 * bn}[kernel] * bd * itemsize
     stages = max(1, min(3 if target.arch >= 90 else 2, (target.shared - held) // max(walked, 1) - 1))
@@ -312,6 +314,8 @@ def forward(
     (q,) = _rows([q])
     out = q.new_empty(batch, n, heads, size).transpose(1, 2)
     lse = q.new_empty((batch, heads, n), dtype=torch.float32)
+    if not n:
+        return out, lse
     choice = tiles("fwd", size, q.element_size(), target_of(q))
     q_documents, k_documents = _documents(q, ks, documents)
     block_attention_fwd_kernel[(triton.cdiv(n, choice["BM"]), batch * heads)](
@@ -335,10 +339,12 @@ def backward(
     lse, delta = lse.contiguous(), torch.empty_like(lse, memory_format=torch.contiguous_format)
     choice = tiles("bwd_q", size, q.element_size(), target)
     grid = (triton.cdiv(n, choice["BM"]), batch * heads)
+    grad_q = q.new_empty(batch, n, heads, size).transpose(1, 2)
+    if not n:
+        return [grad_q, *(torch.zeros_like(t) for t in kv)]
     block_attention_delta_kernel[grid](
         out, grad, delta, out.stride()[:3], grad.stride()[:3], n, heads, D=size, BD=choice["BD"], BM=choice["BM"]
     )
-    grad_q = q.new_empty(batch, n, heads, size).transpose(1, 2)
     scale2 = scale * 1.4426950408889634
     block_attention_bwd_q_kernel[grid](
         q, ks, vs, grad, lse, delta, grad_q, q_documents, k_documents, q.stride()[:3], _strides(ks), _strides(vs),
