@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-
 from latentpt_kernels import add_norm, block_attention, latent_shift, linear_cross_entropy, rotate_qk
 from latentpt_kernels.add_norm import add_norms
 from latentpt_kernels.decode import Layer, Norm, Place, decode_attention, decode_layer, decode_linear
@@ -36,7 +35,9 @@ def attention(device: torch.device, dtype: torch.dtype, dry: bool) -> Iterator[C
     """Stage attention: two causal blocks, forward and backward; 3.5 times the forward's FLOPs."""
     batch, n = (1, 32) if dry else (8, 2048)
     for size, heads in ((64, 2 if dry else 16), (128, 1 if dry else 8)):
-        leaves = [torch.randn(batch, n, heads, size, device=device, dtype=dtype).requires_grad_() for _ in range(5)]
+        leaves = [
+            torch.randn(batch, n, heads, size, device=device, dtype=dtype).requires_grad_() for _ in range(5)
+        ]
         q, *kv = (t.transpose(1, 2) for t in leaves)
         blocks = [(kv[0], kv[1], "causal"), (kv[2], kv[3], "causal")]
         flops = 3.5 * 4 * size * heads * batch * n * (n + 1)  # two blocks of n (n + 1) / 2 pairs
@@ -127,7 +128,8 @@ def rotary(device: torch.device, dtype: torch.dtype, dry: bool) -> Iterator[Case
         c, s = (part.to(dtype).repeat_interleave(2, 0) for part in (cos, sin))
         half = size // 2
         return [
-            torch.cat([x[..., :half] * c - x[..., half:] * s, x[..., half:] * c + x[..., :half] * s], -1) for x in (q, k)
+            torch.cat([x[..., :half] * c - x[..., half:] * s, x[..., half:] * c + x[..., :half] * s], -1)
+            for x in (q, k)
         ]
 
     ways = {"latentpt_kernels": lambda: rotate_qk(q, k, cos, sin), "eager": eager}
@@ -165,10 +167,15 @@ def decoding(device: torch.device, dtype: torch.dtype, dry: bool) -> Iterator[Ca
             "eager": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q[:, :, None], k, v),
         }
         yield f"attention over {slots_deep} cells, batch {batch}", 2.0 * k.numel() * dtype.itemsize, 0.0, ways
-        x, w = torch.randn(batch, width, device=device, dtype=dtype), torch.randn(4 * width, width, device=device, dtype=dtype)
+        x, w = (
+            torch.randn(batch, width, device=device, dtype=dtype),
+            torch.randn(4 * width, width, device=device, dtype=dtype),
+        )
         scale = torch.ones(width, device=device, dtype=dtype)
         ways = {
-            "latentpt_kernels": lambda x=x, w=w, s=scale: decode_linear(x, w, norm=Norm(s, None, 1e-5, "rms")),
+            "latentpt_kernels": lambda x=x, w=w, s=scale: decode_linear(
+                x, w, norm=Norm(s, None, 1e-5, "rms")
+            ),
             "eager": lambda x=x, w=w, s=scale: F.linear(F.rms_norm(x, s.shape, s, 1e-5), w),
         }
         yield f"norm + [{4 * width}, {width}], batch {batch}", float(w.numel() * dtype.itemsize), 0.0, ways
@@ -184,14 +191,19 @@ def token(device: torch.device, dtype: torch.dtype, layers: int, heads: int, siz
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=device, dtype=dtype) / columns**0.5
 
-    ones, zeros = torch.ones(width, device=device, dtype=dtype), torch.zeros(width, device=device, dtype=dtype)
+    ones, zeros = (
+        torch.ones(width, device=device, dtype=dtype),
+        torch.zeros(width, device=device, dtype=dtype),
+    )
     norm = Norm(ones, zeros, 1e-5, "layer")
     stack = [
         Layer(norm, matrix(3 * width, width), None, matrix(width, width), None, norm, matrix(4 * width, width), None,
               matrix(width, 4 * width), None, "gelu", True) for _ in range(layers)
     ]  # fmt: skip
     head = matrix(vocabulary, width)
-    cache = [tuple(torch.randn(1, heads, deep, size, device=device, dtype=dtype) for _ in range(2)) for _ in stack]
+    cache = [
+        tuple(torch.randn(1, heads, deep, size, device=device, dtype=dtype) for _ in range(2)) for _ in stack
+    ]
     cells = torch.full((1,), deep - 3, dtype=torch.int32, device=device)
     angles = torch.randn(deep, size // 8, device=device)
     cos, sin = angles.cos(), angles.sin()

@@ -34,7 +34,15 @@ class Row:
         rate = f"{self.gigabytes / self.ms * 1e3:.0f} GB/s"
         if self.teraflops:
             rate = f"{self.teraflops / self.ms * 1e3:.1f} TFLOP/s"
-        return [self.op, self.case, self.implementation, f"{self.ms:.3f}", rate, f"{self.floor_ms / self.ms:.0%}", self.note]
+        return [
+            self.op,
+            self.case,
+            self.implementation,
+            f"{self.ms:.3f}",
+            rate,
+            f"{self.floor_ms / self.ms:.0%}",
+            self.note,
+        ]
 
 
 @dataclass
@@ -60,7 +68,9 @@ def median_ms(run: Callable[[], object], device: torch.device, repeats: int) -> 
             run()
             times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times)
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    marks = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)
+    ]
     for before, after in marks:
         before.record()
         run()

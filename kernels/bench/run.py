@@ -1,4 +1,4 @@
-"""Measure every kernel beside torch: python kernels/bench/run.py [--only OP] [--output FILE.json] [--dry]."""
+"""Measure every kernel beside torch: python kernels/bench/run.py [--only OP] [--folder docs/results/gpu] [--dry]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CASES
 from bench.measure import Row, as_json, measure_device, median_ms, table
-
 from latentpt_kernels import dispatch
 
 
@@ -23,9 +22,13 @@ def main() -> int:
     """Print a table an operation; 2 if there is no CUDA device and --dry was not given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=CASES, help="one operation instead of all")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write everything as JSON")
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default 20)")
-    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: whether the code runs, no figures")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="also write everything to DIR/<chip>.json")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="timed runs of each implementation (default 20)"
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny sizes on the CPU: whether the code runs, no figures"
+    )
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
         print("there is no CUDA device; --dry runs the code at tiny sizes on the CPU", file=sys.stderr)
@@ -34,14 +37,17 @@ def main() -> int:
     dtype = torch.float32 if options.dry else torch.bfloat16
     repeats = 1 if options.dry else options.repeats
     best = measure_device(device, repeats, options.dry)
-    print(f"{best.name}: copy {best.copy_gb_per_s:.0f} GB/s, matrix products {best.matmul_tflop_per_s:.2f} TFLOP/s")
+    print(
+        f"{best.name}: copy {best.copy_gb_per_s:.0f} GB/s, matrix products {best.matmul_tflop_per_s:.2f} TFLOP/s"
+    )
     rows: list[Row] = []
     for op, cases in CASES.items():
         if options.only in (None, op):
             rows += measure(op, cases, best, device, dtype, repeats, options.dry)
     print(table(rows))
-    if options.output is not None:
-        write(options.output, as_json(best, rows, versions()))
+    if options.folder is not None:
+        chip = "-".join(best.name.lower().replace("/", " ").split())
+        write(options.folder / f"{chip}.json", as_json(best, rows, versions()))
     return 0
 
 

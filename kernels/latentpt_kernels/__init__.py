@@ -10,4 +10,16 @@ from latentpt_kernels.latent_shift import latent_shift
 from latentpt_kernels.linear_cross_entropy import linear_cross_entropy
 from latentpt_kernels.rotate_qk import rotate_qk
 
-__all__ = ["add_norm", "add_norms", "block_attention", "decode_attention", "decode_layer", "decode_linear", "decode_qkv", "decode_token", "latent_shift", "linear_cross_entropy", "rotate_qk"]
+__all__ = [
+    "add_norm",
+    "add_norms",
+    "block_attention",
+    "decode_attention",
+    "decode_layer",
+    "decode_linear",
+    "decode_qkv",
+    "decode_token",
+    "latent_shift",
+    "linear_cross_entropy",
+    "rotate_qk",
+]

@@ -43,10 +43,14 @@ def add_norms(
     """add_norm with one or two weights: the parallel residual of GPT-NeoX norms one row for attention and MLP."""
     if kind not in KINDS:
         raise ValueError(f"the norm {kind!r} is unknown; it may be {' or '.join(KINDS)}")
-    compiled = torch.compiler.is_compiling() and dispatch.mode() != "triton"  # inductor fuses the formula itself
+    compiled = (
+        torch.compiler.is_compiling() and dispatch.mode() != "triton"
+    )  # inductor fuses the formula itself
     if not dispatch.triton_runs(x) or compiled:
         summed = x if residual is None else x + residual
-        return [_norm(summed, weight, bias, eps, kind) for weight, bias in zip(weights, biases, strict=True)], summed
+        return [
+            _norm(summed, weight, bias, eps, kind) for weight, bias in zip(weights, biases, strict=True)
+        ], summed
     dtype, shape = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype), x.shape
     x, residual = dispatch.widen(x, residual)
     flat = None if residual is None else residual.reshape(-1, shape[-1]).contiguous()
@@ -131,7 +135,10 @@ def _leaf(
     from latentpt_kernels.on_triton import add_norm as ours
 
     arguments = x, residual, weights, biases, eps, layer
-    candidates = {"triton": functools.partial(ours.forward, *arguments), "torch": functools.partial(formula, *arguments)}
+    candidates = {
+        "triton": functools.partial(ours.forward, *arguments),
+        "torch": functools.partial(formula, *arguments),
+    }
     normed, summed, mean, rstd = dispatch.choose("add_norm", x, candidates, _key(x))
     return [*normed, x.new_empty(0) if residual is None else summed, mean, rstd]
 

@@ -52,7 +52,12 @@ def _check(q: Tensor, blocks: Sequence[Block], documents: Sequence[Tensor] | Non
     for index, (k, v, relation) in enumerate(blocks):
         if relation not in RELATIONS:
             raise ValueError(f"block {index} has the relation {relation!r}; it may be {', '.join(RELATIONS)}")
-        if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3] or q.shape[1] % k.shape[1]:
+        if (
+            k.shape != v.shape
+            or k.shape[0] != q.shape[0]
+            or k.shape[3] != q.shape[3]
+            or q.shape[1] % k.shape[1]
+        ):
             raise ValueError(
                 f"block {index} has keys {tuple(k.shape)} and values {tuple(v.shape)}, which do not fit queries {tuple(q.shape)}"
             )

@@ -118,7 +118,12 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, place: Place, scale: float
         mask = (cell <= place.cells[:, None]) & (slot >= place.seen[0]) & (slot < place.seen[1])
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
-            q.unsqueeze(2), k.to(q.dtype), v.to(q.dtype), mask[:, None, None, :].expand(q.shape[0], -1, -1, -1), scale=scale, enable_gqa=grouped
+            q.unsqueeze(2),
+            k.to(q.dtype),
+            v.to(q.dtype),
+            mask[:, None, None, :].expand(q.shape[0], -1, -1, -1),
+            scale=scale,
+            enable_gqa=grouped,
         ).squeeze(2)
 
     key = (*q.shape, k.shape[1], dispatch.size_class(k.shape[2]), place.slots)
@@ -142,7 +147,9 @@ def decode_linear(
         from latentpt_kernels.on_triton import decode as ours
 
         wide_x, wide_weight, wide_bias, wide_residual = dispatch.widen(x, weight, bias, residual)
-        return ours.linear(wide_x.contiguous(), _wide(norm), wide_weight, wide_bias, wide_residual, activation).to(x.dtype)
+        return ours.linear(
+            wide_x.contiguous(), _wide(norm), wide_weight, wide_bias, wide_residual, activation
+        ).to(x.dtype)
 
     def by_torch() -> Tensor:
         y = x if norm is None else add_norm(x, None, *norm)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -63,7 +64,8 @@ def choose(op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], key
     """Run the best of several ways to compute one thing, the Triton kernel being named `triton`.
 
     On CUDA each is timed once per (op, key, dtype); elsewhere the first that is allowed is taken. `key` holds the
-    sizes the choice depends on. A candidate that fails to compile or to launch is dropped with one warning.
+    sizes the choice depends on. A candidate that fails to compile or to launch is dropped with one warning; one named
+    `dense` keeps quadratic tensors, so it is not timed and runs when nothing else does.
     """
     by_triton = triton_runs(like)
     names = [name for name in candidates if name != "triton" or by_triton]
@@ -73,7 +75,7 @@ def choose(op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], key
     names = [name for name in names if (op + "/" + name, chip) not in _broken]
     if mode() == "triton" and "triton" in names:
         names = ["triton", *(name for name in names if name != "triton")]
-    elif like.is_cuda and len(names) > 1:
+    elif like.is_cuda and len(names) > 1 and "dense" not in names:
         memo = (op, key, like.dtype, chip)
         if memo not in _choices and not torch.cuda.is_current_stream_capturing():
             _choices[memo] = _fastest(op, chip, {name: candidates[name] for name in names})
@@ -104,12 +106,16 @@ def _fastest(op: str, chip: str, candidates: Mapping[str, Callable[[], object]])
     for name, run in candidates.items():
         try:
             times[name] = _median_ms(run)
+        except torch.OutOfMemoryError:
+            continue  # at this size it is none of the fastest
         except Exception as error:
             if not _is_refusal(error):
                 raise
             _leave_out(op, name, chip, error)
     if not times:
-        raise RuntimeError(f"no implementation of {op} runs on {chip}; LATENTPT_KERNELS=reference takes the formula")
+        raise RuntimeError(
+            f"no implementation of {op} runs on {chip}; LATENTPT_KERNELS=reference takes the formula"
+        )
     return min(times, key=lambda name: times[name])
 
 
@@ -121,14 +127,16 @@ def _median_ms(run: Callable[[], object]) -> float:
         run()
         mark.record()
     torch.cuda.synchronize()
-    return sorted(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False))[2]
+    return sorted(a.elapsed_time(b) for a, b in itertools.pairwise(marks))[2]
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether a kernel was refused by a compiler or a library, rather than given something wrong or no memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    return isinstance(error, (RuntimeError, NotImplementedError)) or type(error).__module__.startswith("triton")
+    return isinstance(error, (RuntimeError, NotImplementedError)) or type(error).__module__.startswith(
+        "triton"
+    )
 
 
 def _leave_out(op: str, name: str, chip: str, error: Exception) -> None:

@@ -35,7 +35,12 @@ def latent_shift(
 
 
 def formula(
-    tokens: Tensor, states: Tensor, gate: Tensor | None, before: Tensor | None, scale: float, dtype: torch.dtype
+    tokens: Tensor,
+    states: Tensor,
+    gate: Tensor | None,
+    before: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     """The same in plain torch."""
     latents = states if scale == 1 else states * scale
@@ -88,7 +93,12 @@ def _formula_backward(
 
 @torch.library.custom_op("latentpt::latent_shift", mutates_args=())
 def _leaf(
-    tokens: Tensor, states: Tensor, gate: Tensor | None, before: Tensor | None, scale: float, dtype: torch.dtype
+    tokens: Tensor,
+    states: Tensor,
+    gate: Tensor | None,
+    before: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     from latentpt_kernels.on_triton import latent_shift as ours
 
@@ -103,7 +113,12 @@ def _leaf(
 
 @_leaf.register_fake
 def _(
-    tokens: Tensor, states: Tensor, gate: Tensor | None, before: Tensor | None, scale: float, dtype: torch.dtype
+    tokens: Tensor,
+    states: Tensor,
+    gate: Tensor | None,
+    before: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     batch, length, count, d = states.shape
     out = tokens.new_empty((batch, length, count + 1, d), dtype=dtype)
@@ -130,7 +145,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, slots, d = grad.shape
     of_gate = grad.new_empty(0, dtype=torch.float32) if gate is None else torch.empty_like(gate)
-    return tokens.new_empty(batch, length, d), grad.new_empty((batch, length, slots - 1, d), dtype=states_dtype), of_gate
+    return (
+        tokens.new_empty(batch, length, d),
+        grad.new_empty((batch, length, slots - 1, d), dtype=states_dtype),
+        of_gate,
+    )
 
 
 def _key(x: Tensor) -> tuple:

@@ -99,7 +99,9 @@ def _compute(
     grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else weight.new_empty(0, dtype=wide)
     # The same buffers serve every chunk: fresh ones take the system as long to map as their numbers to compute.
     products = hidden.new_empty((min(chunk_rows, hidden.shape[0]), weight.shape[0]))
-    widened = products if hidden.dtype == wide or delta is _by_triton else torch.empty_like(products, dtype=wide)
+    widened = (
+        products if hidden.dtype == wide or delta is _by_triton else torch.empty_like(products, dtype=wide)
+    )
     losses = hidden.new_empty(hidden.shape[0], dtype=wide)
     for start in range(0, hidden.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)

@@ -66,7 +66,14 @@ def backward(
         for rows, count, causal in pieces(n, k.shape[2], relation):
             k_seen, v_seen = expand(k[:, :, :count], q), expand(v[:, :, :count], q)
             dq, dk, dv = kernel.backward(
-                grad[:, :, rows], q[:, :, rows], k_seen, v_seen, out[:, :, rows], lse[:, :, rows], causal, scale
+                grad[:, :, rows],
+                q[:, :, rows],
+                k_seen,
+                v_seen,
+                out[:, :, rows],
+                lse[:, :, rows],
+                causal,
+                scale,
             )
             grad_q = _put(grad_q, q, rows, dq)
             grad_k = _put(grad_k, k, slice(count), _gather(dk, k))
@@ -192,7 +199,9 @@ class CuDNN(Kernel):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        out, lse = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)[:2]
+        out, lse = aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, causal, False, scale=scale
+        )[:2]
         return out, lse.view(q.shape[:3])
 
     @staticmethod
@@ -212,7 +221,9 @@ class Efficient(Kernel):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal, scale=scale)[:2]
+        out, lse = aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, causal, scale=scale
+        )[:2]
         return out, lse[:, :, : q.shape[2]]
 
     @staticmethod
@@ -220,9 +231,22 @@ class Efficient(Kernel):
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v."""
-        padded = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))  # exp(score - inf) = 0 beyond the end
+        padded = F.pad(
+            lse, (0, -lse.shape[-1] % 32), value=float("inf")
+        )  # exp(score - inf) = 0 beyond the end
         return aten._scaled_dot_product_efficient_attention_backward(
-            grad, q, k, v, None, out, padded, *_no_dropout(q), 0.0, [True, True, True, False], causal, scale=scale
+            grad,
+            q,
+            k,
+            v,
+            None,
+            out,
+            padded,
+            *_no_dropout(q),
+            0.0,
+            [True, True, True, False],
+            causal,
+            scale=scale,
         )[:3]
 
 

@@ -35,13 +35,17 @@ def rotate_qk(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inplace: bool = Fa
     return turned[0].to(dtypes[0]), turned[1].to(dtypes[1])
 
 
-def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool) -> tuple[Tensor, Tensor]:
+def _rotate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool
+) -> tuple[Tensor, Tensor]:
     if not dispatch.triton_runs(q) or inplace:
         return _in_best_way(q, k, cos, sin, back, inplace)
     return torch.ops.latentpt.rotate_qk(q, k, cos, sin, back)
 
 
-def _in_best_way(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool) -> tuple[Tensor, Tensor]:
+def _in_best_way(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool
+) -> tuple[Tensor, Tensor]:
     def by_triton() -> tuple[Tensor, Tensor]:
         from latentpt_kernels.on_triton.rotate_qk import rotate
 
@@ -54,8 +58,10 @@ def _in_best_way(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inp
     return dispatch.choose("rotate_qk", q, {"triton": by_triton, "torch": by_torch}, key)
 
 
-def _formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool) -> tuple[Tensor, Tensor]:
-    turned = tuple(_turn(x, *_angles(x, cos, sin), back) if x.shape[2] else x for x in (q, k))
+def _formula(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    turned = tuple(_turn(x, *_angles(x, cos, sin), back) if x.shape[2] else x.clone() for x in (q, k))
     if inplace:
         q.copy_(turned[0]), k.copy_(turned[1])
         return q, k
@@ -74,7 +80,9 @@ def _angles(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     half = cos.shape[-1]
     sin = -sin if back else sin
-    x = x.transpose(1, 2)  # heads inside, [B, n, H, D]: the order of the product before and the attention after
+    x = x.transpose(
+        1, 2
+    )  # heads inside, [B, n, H, D]: the order of the product before and the attention after
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).transpose(1, 2)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
 def assert_within_twice(name: str, ours: Tensor, plain: Tensor, exact: Tensor) -> None:
     """ours and plain are results in one low precision, exact the float64 result; -inf must agree where it occurs."""
     assert ours.shape == exact.shape, f"{name}: {tuple(ours.shape)} instead of {tuple(exact.shape)}"
     assert not ours.isnan().any(), f"{name} has NaN"
     finite = exact.isfinite()
-    assert torch.equal(ours.isfinite(), finite), f"{name} is not finite where the reference is, or the reverse"
+    assert torch.equal(ours.isfinite(), finite), (
+        f"{name} is not finite where the reference is, or the reverse"
+    )
     if not finite.any():
         return
     exact = exact[finite]
@@ -19,7 +22,9 @@ def assert_within_twice(name: str, ours: Tensor, plain: Tensor, exact: Tensor) -
     # summed in are granted, of 1 (the inputs' size) or of the largest value.
     floor = 2 * torch.finfo(plain.dtype).eps + 16 * torch.finfo(torch.float32).eps
     floor *= max(1.0, exact.abs().max().item())
-    assert error <= max(2 * allowed, floor), f"{name}: error {error:.2e}, plain torch {allowed:.2e}, floor {floor:.1e}"
+    assert error <= max(2 * allowed, floor), (
+        f"{name}: error {error:.2e}, plain torch {allowed:.2e}, floor {floor:.1e}"
+    )
 
 
 def in_precision(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import torch
 import triton
+from latentpt_kernels.on_triton.target import TARGETS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from latentpt_kernels.on_triton.target import TARGETS
 
 GPUS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -99,6 +98,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
     found = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout)
     return int(found.group(1)), int(found.group(2))

@@ -4,14 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck
-
 from latentpt_kernels import block_attention
 from latentpt_kernels.merged_attention import CPU, Kernel, backward, forward, pieces, visible
+from torch.autograd import gradcheck
 
 
 def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
 
 
 def blocks_of(relations, n, m, kv_heads=2):
@@ -38,7 +39,9 @@ def test_torch_equals_the_reference_in_values_and_gradients(relations, n, m, kv_
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LATENTPT_KERNELS", mode)
             out, lse = block_attention(q, blocks, documents=numbers)
-            results.append((out, lse, *torch.autograd.grad((out * random(*out.shape, seed=99)).sum(), leaves)))
+            results.append(
+                (out, lse, *torch.autograd.grad((out * random(*out.shape, seed=99)).sum(), leaves))
+            )
     for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours, exact, atol=1e-12, rtol=1e-10)
 

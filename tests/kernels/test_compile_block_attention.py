@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from latentpt_kernels.on_triton import block_attention as ours
 from latentpt_kernels.on_triton.target import TARGETS
+
 from tests.kernels.compiling import GPUS, compile_for
 
 STRIDES = (3 * 16 * 2048, 64, 3072)
@@ -21,13 +21,61 @@ def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=Fals
     numbers = (NUMBERS,) * blocks
     scales = (0.125, 0.18)
     if kernel == "fwd":
-        args = (dtype, many, many, dtype, REAL, NUMBERS, numbers, STRIDES, strides, strides, STRIDES, lengths, 2048, 16, 2)
-        return compile_for(chip, ours.block_attention_fwd_kernel, *args, scales[1], RELATIONS=relations, **flags)
+        args = (
+            dtype,
+            many,
+            many,
+            dtype,
+            REAL,
+            NUMBERS,
+            numbers,
+            STRIDES,
+            strides,
+            strides,
+            STRIDES,
+            lengths,
+            2048,
+            16,
+            2,
+        )
+        return compile_for(
+            chip, ours.block_attention_fwd_kernel, *args, scales[1], RELATIONS=relations, **flags
+        )
     if kernel == "bwd_q":
-        args = (dtype, many, many, dtype, REAL, REAL, dtype, NUMBERS, numbers, STRIDES, strides, strides, STRIDES)
+        args = (
+            dtype,
+            many,
+            many,
+            dtype,
+            REAL,
+            REAL,
+            dtype,
+            NUMBERS,
+            numbers,
+            STRIDES,
+            strides,
+            strides,
+            STRIDES,
+        )
         args += (STRIDES, lengths, 2048, 16, 2, *scales)
         return compile_for(chip, ours.block_attention_bwd_q_kernel, *args, RELATIONS=relations, **flags)
-    args = (dtype, dtype, dtype, dtype, REAL, REAL, dtype, dtype, NUMBERS, NUMBERS, *(STRIDES,) * 5, 2048, 2048, 16, 2)
+    args = (
+        dtype,
+        dtype,
+        dtype,
+        dtype,
+        REAL,
+        REAL,
+        dtype,
+        dtype,
+        NUMBERS,
+        NUMBERS,
+        *(STRIDES,) * 5,
+        2048,
+        2048,
+        16,
+        2,
+    )
     return compile_for(
         chip, ours.block_attention_bwd_kv_kernel, *args, *scales, RELATION=relations[-1], **flags
     )

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from latentpt_kernels.on_triton import add_norm, decode, latent_shift, linear_cross_entropy, rotate_qk
+
 from tests.kernels.compiling import GPUS, compile_for
 
 HALF, REAL, IDS, CELLS = torch.bfloat16, torch.float32, torch.int64, torch.int32
@@ -66,11 +66,29 @@ def decode_linear(chip, rows=ROWS):
 
 def decode_qkv(chip, rows=ROWS):
     args = (*(HALF,) * 5, REAL, REAL, CELLS, HALF, HALF, HALF, S3, S3, 0, 1, 1024, 2, 16, 16, 1e-5)
-    flags = {"NORM": 2, "NORM_BIAS": True, "BIAS": True, "R": 8, "D": 64, "BP": 16 if rows["DOT"] else 8, **rows}
+    flags = {
+        "NORM": 2,
+        "NORM_BIAS": True,
+        "BIAS": True,
+        "R": 8,
+        "D": 64,
+        "BP": 16 if rows["DOT"] else 8,
+        **rows,
+    }
     return compile_for(chip, decode.decode_qkv_kernel, *args, **flags)
 
 
-ALL = [loss, norm_forward, norm_backward, rotary, shift_forward, shift_backward, decode_join, decode_linear, decode_qkv]
+ALL = [
+    loss,
+    norm_forward,
+    norm_backward,
+    rotary,
+    shift_forward,
+    shift_backward,
+    decode_join,
+    decode_linear,
+    decode_qkv,
+]
 
 
 @pytest.mark.parametrize("chip", GPUS)

@@ -3,7 +3,6 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from latentpt_kernels import linear_cross_entropy
 from latentpt_kernels.linear_cross_entropy import reference
 

@@ -2,10 +2,9 @@
 
 import warnings
 
+import latentpt_kernels
 import pytest
 import torch
-
-import latentpt_kernels
 from latentpt_kernels import add_norm, add_norms, dispatch, latent_shift, rotate_qk
 from latentpt_kernels.latent_shift import _formula_backward
 
@@ -19,7 +18,9 @@ def random(*shape, seed=0):
 def test_the_kernels_formulas_equal_torch_and_its_gradients(kind, added):
     from latentpt_kernels.add_norm import formula, formula_backward
 
-    x, residual, weight, bias = (t.requires_grad_() for t in (random(5, 8), random(5, 8, seed=1), random(8), random(8)))
+    x, residual, weight, bias = (
+        t.requires_grad_() for t in (random(5, 8), random(5, 8, seed=1), random(8), random(8))
+    )
     residual = residual if added else None
     (plain,), summed = add_norms(x, residual, [weight], [bias], 1e-5, kind)
     seeds = random(5, 8, seed=2), random(5, 8, seed=3)
@@ -54,7 +55,9 @@ def test_angles_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"q \(1, 2, 5, 8\) does not fit angles \(3, 4\)"):
         rotate_qk(random(1, 2, 5, 8), random(1, 2, 6, 8), random(3, 4), random(3, 4))
     with pytest.raises(ValueError, match="for decoding"):
-        rotate_qk(random(1, 2, 3, 8).requires_grad_(), random(1, 2, 3, 8), random(3, 4), random(3, 4), inplace=True)
+        rotate_qk(
+            random(1, 2, 3, 8).requires_grad_(), random(1, 2, 3, 8), random(3, 4), random(3, 4), inplace=True
+        )
 
 
 def test_the_shift_puts_tokens_first_and_states_one_slot_later():
@@ -77,7 +80,9 @@ def test_the_shifts_backward_formula_equals_autograd():
 
 def test_an_unknown_word_in_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("LATENTPT_KERNELS", "cuda")
-    with pytest.raises(ValueError, match="LATENTPT_KERNELS = cuda is unknown; it may be auto, reference, torch, triton"):
+    with pytest.raises(
+        ValueError, match="LATENTPT_KERNELS = cuda is unknown; it may be auto, reference, torch, triton"
+    ):
         dispatch.mode()
 
 
@@ -113,3 +118,11 @@ def test_what_a_caller_did_wrong_is_not_taken_for_a_kernel_that_does_not_compile
 
 def test_everything_that_is_exported_exists():
     assert all(hasattr(latentpt_kernels, name) for name in latentpt_kernels.__all__)
+
+
+def test_a_captured_step_is_the_step_itself_on_a_cpu():
+    from latentpt_kernels.graph import Captured
+
+    cells = torch.zeros(1)
+    step = Captured(lambda: cells.add_(1), [cells])
+    assert [step().item() for _ in range(3)] == [1, 2, 3]

@@ -24,7 +24,9 @@ def add_norm_fwd_kernel(
     inside = column < d
     b_x = tl.load(x + row * d + column, mask=inside, other=0.0)
     if ADD:
-        total = b_x.to(tl.float32) + tl.load(residual + row * d + column, mask=inside, other=0.0).to(tl.float32)
+        total = b_x.to(tl.float32) + tl.load(residual + row * d + column, mask=inside, other=0.0).to(
+            tl.float32
+        )
         b_x = total.to(summed.dtype.element_ty)
         tl.store(summed + row * d + column, b_x, mask=inside)
     b_x = b_x.to(tl.float32)
@@ -104,7 +106,9 @@ def forward(
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """One normed tensor a weight, the sum (x itself without a residual), mean and 1 / std float32 [M]; x [M, d]."""
     rows, d = x.shape
-    summed = x if residual is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
+    summed = (
+        x if residual is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
+    )
     normed = [torch.empty_like(summed) for _ in weights]
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     bias = biases or weights

@@ -145,8 +145,12 @@ def block_attention_delta_kernel(
     first = tl.program_id(0) * BM
     rows = first + tl.arange(0, BM)
     b, h = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    b_out = _load_rows(out + b * out_strides[0] + h * out_strides[1], first, out_strides[2], n, BM, D, BD, True)
-    b_grad = _load_rows(grad + b * grad_strides[0] + h * grad_strides[1], first, grad_strides[2], n, BM, D, BD, True)
+    b_out = _load_rows(
+        out + b * out_strides[0] + h * out_strides[1], first, out_strides[2], n, BM, D, BD, True
+    )
+    b_grad = _load_rows(
+        grad + b * grad_strides[0] + h * grad_strides[1], first, grad_strides[2], n, BM, D, BD, True
+    )
     total = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), 1)
     tl.store(delta + (b * heads + h) * n + rows, total, mask=rows < n)
 
@@ -200,12 +204,18 @@ def block_attention_bwd_kv_kernel(
     document = keys
     if DOCUMENTS:
         document = tl.load(k_documents + b * m + keys, mask=keys < m, other=-1)
-    begin, cut = first * 0, first * 0  # the first query that sees a key of the tile, the first that sees all of them
+    begin, cut = (
+        first * 0,
+        first * 0,
+    )  # the first query that sees a key of the tile, the first that sees all of them
     if RELATION != 0:
         begin = tl.maximum(first + RELATION - 1, 0) // BM * BM
         cut = tl.minimum((first + BN + RELATION - 2 + BM - 1) // BM * BM, (n + BM - 1) // BM * BM)
     for head in range(kv_head * group, (kv_head + 1) * group):
-        p_q, p_grad = q + b * q_strides[0] + head * q_strides[1], grad + b * grad_strides[0] + head * grad_strides[1]
+        p_q, p_grad = (
+            q + b * q_strides[0] + head * q_strides[1],
+            grad + b * grad_strides[0] + head * grad_strides[1],
+        )
         p_lse, p_delta = lse + (b * heads + head) * n, delta + (b * heads + head) * n
         for start in range(begin, cut, BM):
             acc_k, acc_v = _gather_keys(
@@ -253,7 +263,9 @@ def block_attention_bwd_q_kernel(
     b, h = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     rows = first + tl.arange(0, BM)
     b_q = _load_rows(q + b * q_strides[0] + h * q_strides[1], first, q_strides[2], n, BM, D, BD, True)
-    b_grad = _load_rows(grad + b * grad_strides[0] + h * grad_strides[1], first, grad_strides[2], n, BM, D, BD, True)
+    b_grad = _load_rows(
+        grad + b * grad_strides[0] + h * grad_strides[1], first, grad_strides[2], n, BM, D, BD, True
+    )
     b_lse = _load_lse2(lse + (b * heads + h) * n, rows, n)
     b_delta = tl.load(delta + (b * heads + h) * n + rows, mask=rows < n, other=0.0)
     acc = tl.zeros([BM, BD], tl.float32)
@@ -275,7 +287,9 @@ def block_attention_bwd_q_kernel(
                 acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, ms[i], k_strides[i][2], v_strides[i][2], document,
                 documents, scale2, D, BD, BN, RELATIONS[i], True, DOCUMENTS, PRECISION,
             )  # fmt: skip
-    _store_rows(grad_q + b * out_strides[0] + h * out_strides[1], first, out_strides[2], n, acc * scale, BM, D, BD)
+    _store_rows(
+        grad_q + b * out_strides[0] + h * out_strides[1], first, out_strides[2], n, acc * scale, BM, D, BD
+    )
 
 
 def tiles(kernel: str, size: int, itemsize: int, target: Target) -> dict[str, int]:
@@ -343,7 +357,16 @@ def backward(
     if not n:
         return [grad_q, *(torch.zeros_like(t) for t in kv)]
     block_attention_delta_kernel[grid](
-        out, grad, delta, out.stride()[:3], grad.stride()[:3], n, heads, D=size, BD=choice["BD"], BM=choice["BM"]
+        out,
+        grad,
+        delta,
+        out.stride()[:3],
+        grad.stride()[:3],
+        n,
+        heads,
+        D=size,
+        BD=choice["BD"],
+        BM=choice["BM"],
     )
     scale2 = scale * 1.4426950408889634
     block_attention_bwd_q_kernel[grid](
@@ -375,7 +398,9 @@ def _strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(t.stride()[:3] for t in tensors)
 
 
-def _documents(q: Tensor, ks: tuple[Tensor, ...], documents: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _documents(
+    q: Tensor, ks: tuple[Tensor, ...], documents: list[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Document numbers int32 of queries [B, n] and of every block's keys [B, m]; any pointer where there are none."""
     if not documents:
         return q, ks

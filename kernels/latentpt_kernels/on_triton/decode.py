@@ -37,7 +37,11 @@ def decode_attention_split_kernel(
     end = tl.minimum(count, begin + share)
     g, d = tl.arange(0, BG), tl.arange(0, BD)
     mine = (g[:, None] < group) & (d[None, :] < D)
-    b_q = tl.load(q + b * q_strides[0] + (kv_head * group + g[:, None]) * q_strides[1] + d[None, :], mask=mine, other=0.0)
+    b_q = tl.load(
+        q + b * q_strides[0] + (kv_head * group + g[:, None]) * q_strides[1] + d[None, :],
+        mask=mine,
+        other=0.0,
+    )
     b_q = b_q.to(k.dtype.element_ty)
     k += b * k_strides[0] + kv_head * k_strides[1]
     v += b * v_strides[0] + kv_head * v_strides[1]
@@ -76,45 +80,59 @@ def decode_attention_join_kernel(parts, lses, out, D: tl.constexpr, BD: tl.const
 
 
 @triton.jit
-def _statistics(x, rows, B, I, eps, NORM: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr):
-    """Mean (0 for rms) and 1 / std of BM rows of x [B, I], each read whole: a few KB out of the cache."""
+def _statistics(x, rows, B, d_in, eps, NORM: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr):
+    """Mean (0 for rms) and 1 / std of BM rows of x [B, d_in], each read whole: a few KB out of the cache."""
     i = tl.arange(0, BI)
     mean, square = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     if NORM == 2:
-        for start in range(0, I, BI):
-            inside = (rows[:, None] < B) & (start + i[None, :] < I)
-            mean += tl.sum(tl.load(x + rows[:, None] * I + start + i[None, :], mask=inside, other=0.0).to(tl.float32), 1)
-        mean = mean / I
-    for start in range(0, I, BI):
-        inside = (rows[:, None] < B) & (start + i[None, :] < I)
-        value = tl.load(x + rows[:, None] * I + start + i[None, :], mask=inside, other=0.0).to(tl.float32)
+        for start in range(0, d_in, BI):
+            inside = (rows[:, None] < B) & (start + i[None, :] < d_in)
+            mean += tl.sum(
+                tl.load(x + rows[:, None] * d_in + start + i[None, :], mask=inside, other=0.0).to(tl.float32),
+                1,
+            )
+        mean = mean / d_in
+    for start in range(0, d_in, BI):
+        inside = (rows[:, None] < B) & (start + i[None, :] < d_in)
+        value = tl.load(x + rows[:, None] * d_in + start + i[None, :], mask=inside, other=0.0).to(tl.float32)
         value = tl.where(inside, value - mean[:, None], 0.0)
         square += tl.sum(value * value, 1)
-    return mean, 1 / tl.sqrt(square / I + eps)
+    return mean, 1 / tl.sqrt(square / d_in + eps)
 
 
 @triton.jit
 def _load_normed(
-    x, norm_weight, norm_bias, rows, start, B, I, mean, rstd, NORM: tl.constexpr, NORM_BIAS: tl.constexpr, BI: tl.constexpr
+    x,
+    norm_weight,
+    norm_bias,
+    rows,
+    start,
+    B,
+    d_in,
+    mean,
+    rstd,
+    NORM: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    BI: tl.constexpr,
 ):
     """Columns start .. start + BI of the normed rows, float32 [BM, BI]."""
     i = start + tl.arange(0, BI)
-    inside = (rows[:, None] < B) & (i[None, :] < I)
-    value = tl.load(x + rows[:, None] * I + i[None, :], mask=inside, other=0.0).to(tl.float32)
+    inside = (rows[:, None] < B) & (i[None, :] < d_in)
+    value = tl.load(x + rows[:, None] * d_in + i[None, :], mask=inside, other=0.0).to(tl.float32)
     if NORM != 0:
         value = (value - mean[:, None]) * rstd[:, None]
-        value = value * tl.load(norm_weight + i, mask=i < I, other=0.0).to(tl.float32)[None, :]
+        value = value * tl.load(norm_weight + i, mask=i < d_in, other=0.0).to(tl.float32)[None, :]
         if NORM_BIAS:
-            value += tl.load(norm_bias + i, mask=i < I, other=0.0).to(tl.float32)[None, :]
+            value += tl.load(norm_bias + i, mask=i < d_in, other=0.0).to(tl.float32)[None, :]
     return value
 
 
 @triton.jit
-def _times(acc, x, weight, out_rows, valid, start, I, BI: tl.constexpr, DOT: tl.constexpr):
-    """acc [BM, BO] += x W^T over BI columns of the rows `out_rows` of weight [.., I]."""
+def _times(acc, x, weight, out_rows, valid, start, d_in, BI: tl.constexpr, DOT: tl.constexpr):
+    """acc [BM, BO] += x W^T over BI columns of the rows `out_rows` of weight [.., d_in]."""
     i = start + tl.arange(0, BI)
-    inside = valid[:, None] & (i[None, :] < I)
-    w = tl.load(weight + out_rows[:, None].to(tl.int64) * I + i[None, :], mask=inside, other=0.0)
+    inside = valid[:, None] & (i[None, :] < d_in)
+    w = tl.load(weight + out_rows[:, None].to(tl.int64) * d_in + i[None, :], mask=inside, other=0.0)
     if DOT:
         acc += tl.dot(x.to(w.dtype), tl.trans(w), input_precision="ieee")
     else:
@@ -124,34 +142,34 @@ def _times(acc, x, weight, out_rows, valid, start, I, BI: tl.constexpr, DOT: tl.
 
 @triton.jit
 def decode_linear_kernel(
-    x, norm_weight, norm_bias, weight, bias, residual, out, B, I, O, eps,
+    x, norm_weight, norm_bias, weight, bias, residual, out, B, d_in, d_out, eps,
     NORM: tl.constexpr, NORM_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """out [B, O] = residual + activation(norm(x) W^T + bias); swiglu reads gate rows o and value rows O + o."""
+    """out [B, d_out] = residual + activation(norm(x) W^T + bias); swiglu reads gate rows o and value rows d_out + o."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     mean, rstd = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     if NORM != 0:
-        mean, rstd = _statistics(x, rows, B, I, eps, NORM, BM, BI)
+        mean, rstd = _statistics(x, rows, B, d_in, eps, NORM, BM, BI)
     y, value = tl.zeros([BM, BO], tl.float32), tl.zeros([BM, BO], tl.float32)
-    for start in range(0, I, BI):
-        b_x = _load_normed(x, norm_weight, norm_bias, rows, start, B, I, mean, rstd, NORM, NORM_BIAS, BI)
-        y = _times(y, b_x, weight, o, o < O, start, I, BI, DOT)
+    for start in range(0, d_in, BI):
+        b_x = _load_normed(x, norm_weight, norm_bias, rows, start, B, d_in, mean, rstd, NORM, NORM_BIAS, BI)
+        y = _times(y, b_x, weight, o, o < d_out, start, d_in, BI, DOT)
         if ACTIVATION == 3:
-            value = _times(value, b_x, weight, O + o, o < O, start, I, BI, DOT)
+            value = _times(value, b_x, weight, d_out + o, o < d_out, start, d_in, BI, DOT)
     if BIAS:
-        y += tl.load(bias + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias + o, mask=o < d_out, other=0.0).to(tl.float32)[None, :]
         if ACTIVATION == 3:
-            value += tl.load(bias + O + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+            value += tl.load(bias + d_out + o, mask=o < d_out, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == 1:
         y = 0.5 * y * (1 + tl.erf(y * 0.7071067811865476))
     if ACTIVATION == 2:
         y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))  # (1 + tanh z) / 2 = sigmoid(2 z)
     if ACTIVATION == 3:
         y = y * tl.sigmoid(y) * value
-    inside = (rows[:, None] < B) & (o[None, :] < O)
-    at = rows[:, None].to(tl.int64) * O + o[None, :]
+    inside = (rows[:, None] < B) & (o[None, :] < d_out)
+    at = rows[:, None].to(tl.int64) * d_out + o[None, :]
     if RESIDUAL:
         y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
@@ -159,7 +177,7 @@ def decode_linear_kernel(
 
 @triton.jit
 def decode_qkv_kernel(
-    x, norm_weight, norm_bias, weight, bias, cos, sin, cells, q, k, v, k_strides, v_strides, cell_stride, B, I, S, heads,
+    x, norm_weight, norm_bias, weight, bias, cos, sin, cells, q, k, v, k_strides, v_strides, cell_stride, B, d_in, S, heads,
     kv_heads, eps, NORM: tl.constexpr, NORM_BIAS: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -176,18 +194,18 @@ def decode_qkv_kernel(
     b = tl.where(j < R, R + j, D // 2 + j)
     mean, rstd = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     if NORM != 0:
-        mean, rstd = _statistics(x, rows, B, I, eps, NORM, BM, BI)
+        mean, rstd = _statistics(x, rows, B, d_in, eps, NORM, BM, BI)
     y_a, y_b = tl.zeros([BM, BP], tl.float32), tl.zeros([BM, BP], tl.float32)
-    for start in range(0, I, BI):
-        b_x = _load_normed(x, norm_weight, norm_bias, rows, start, B, I, mean, rstd, NORM, NORM_BIAS, BI)
-        y_a = _times(y_a, b_x, weight, head * D + a, valid, start, I, BI, DOT)
-        y_b = _times(y_b, b_x, weight, head * D + b, valid, start, I, BI, DOT)
+    for start in range(0, d_in, BI):
+        b_x = _load_normed(x, norm_weight, norm_bias, rows, start, B, d_in, mean, rstd, NORM, NORM_BIAS, BI)
+        y_a = _times(y_a, b_x, weight, head * D + a, valid, start, d_in, BI, DOT)
+        y_b = _times(y_b, b_x, weight, head * D + b, valid, start, d_in, BI, DOT)
     if BIAS:
         y_a += tl.load(bias + head * D + a, mask=valid, other=0.0).to(tl.float32)[None, :]
         y_b += tl.load(bias + head * D + b, mask=valid, other=0.0).to(tl.float32)[None, :]
     cell = tl.load(cells + rows * cell_stride, mask=rows < B, other=0).to(tl.int64)
     inside = (rows[:, None] < B) & valid[None, :]
-    if R > 0:
+    if R > 0:  # noqa: SIM102  (one is known when the kernel is compiled, the other when it runs)
         if head < heads + kv_heads:
             turns = inside & (j[None, :] < R)
             angle = (cell // S)[:, None] * R + j[None, :]
@@ -203,9 +221,19 @@ def decode_qkv_kernel(
         tl.store(to + b[None, :], y_b.to(q.dtype.element_ty), mask=inside)
     else:
         if head < heads + kv_heads:
-            to = k + row * k_strides[0] + (head - heads).to(tl.int64) * k_strides[1] + cell[:, None] * k_strides[2]
+            to = (
+                k
+                + row * k_strides[0]
+                + (head - heads).to(tl.int64) * k_strides[1]
+                + cell[:, None] * k_strides[2]
+            )
         else:
-            to = v + row * v_strides[0] + (head - heads - kv_heads).to(tl.int64) * v_strides[1] + cell[:, None] * v_strides[2]
+            to = (
+                v
+                + row * v_strides[0]
+                + (head - heads - kv_heads).to(tl.int64) * v_strides[1]
+                + cell[:, None] * v_strides[2]
+            )
         tl.store(to + a[None, :], y_a.to(k.dtype.element_ty), mask=inside)
         tl.store(to + b[None, :], y_b.to(k.dtype.element_ty), mask=inside)
 
@@ -224,7 +252,9 @@ def splits_of(rows: int, kv_heads: int, capacity: int, processors: int) -> int:
     return min(64, triton.next_power_of_2(max(1, wanted)))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cells: Tensor, slots: int, seen: tuple[int, int], scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, slots: int, seen: tuple[int, int], scale: float
+) -> Tensor:
     """q [B, H, D] over the cache k, v [B, H_kv, C, D]; returns [B, H, D]."""
     (rows, heads, size), kv_heads, target = q.shape, k.shape[1], target_of(q)
     splits = splits_of(rows, kv_heads, k.shape[2], target.processors)
@@ -245,7 +275,7 @@ def linear(
     x: Tensor, norm: tuple[Tensor, Tensor | None, float, str] | None, weight: Tensor, bias: Tensor | None,
     residual: Tensor | None, activation: str | None,
 ) -> Tensor:  # fmt: skip
-    """residual + activation(norm(x) W^T + bias) for contiguous x [B, I] and weight [O or 2 O, I]."""
+    """residual + activation(norm(x) W^T + bias) for contiguous x [B, d_in] and weight [d_out or 2 d_out, d_in]."""
     rows, columns = x.shape
     width = weight.shape[0] // (2 if activation == "swiglu" else 1)
     out = x.new_empty(rows, width)

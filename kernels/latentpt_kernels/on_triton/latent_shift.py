@@ -64,7 +64,9 @@ def latent_shift_bwd_kernel(
             tl.store(to, (value * scale).to(grad_states.dtype.element_ty), mask=inside)
         if GATE:
             of_token += weight * of_latents
-            token = tl.load(tokens + b * token_strides[0] + t * token_strides[1] + column, mask=inside, other=0.0)
+            token = tl.load(
+                tokens + b * token_strides[0] + t * token_strides[1] + column, mask=inside, other=0.0
+            )
             total += of_latents * token.to(tl.float32)
         to = grad_tokens + tl.cast(position, tl.int64) * d + column
         tl.store(to, of_token.to(grad_tokens.dtype.element_ty), mask=inside)
@@ -78,11 +80,16 @@ def _shape(d: int) -> dict[str, int]:
 
 
 def forward(
-    tokens: Tensor, states: Tensor, gate: Tensor | None, before: Tensor | None, scale: float, dtype: torch.dtype
+    tokens: Tensor,
+    states: Tensor,
+    gate: Tensor | None,
+    before: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The input [B, L, S, d] in `dtype`, and [2] float32: how far latents moved from `before`, squared, and their size."""
     tokens, states = (x if x.stride(-1) == 1 else x.contiguous() for x in (tokens, states))
-    (batch, length, count, d), slots = states.shape, states.shape[2] + 1
+    batch, length, slots, d = *states.shape[:2], states.shape[2] + 1, states.shape[3]
     out = tokens.new_empty((batch, length, slots, d), dtype=dtype)
     moved = tokens.new_empty((2, 0 if before is None else batch * length * slots), dtype=torch.float32)
     old = out if before is None else before

@@ -43,7 +43,9 @@ def linear_cross_entropy_kernel(
             tl.store(logits + start + column, gradient.to(logits.dtype.element_ty), mask=start + column < V)
 
 
-def loss_and_gradient(logits: Tensor, targets: Tensor, losses: Tensor, ignore: int, z_loss: float, gradient: bool) -> None:
+def loss_and_gradient(
+    logits: Tensor, targets: Tensor, losses: Tensor, ignore: int, z_loss: float, gradient: bool
+) -> None:
     """Fill losses [n] float32 from logits [n, V], and with `gradient` turn the logits into their gradient."""
     rows, vocabulary = logits.shape
     block = min(4096, triton.next_power_of_2(vocabulary))

@@ -45,21 +45,65 @@ def rotate_qk_kernel(
     cos += b * table_stride
     sin += b * table_stride
     if head < heads:
-        x, out = q + b * q_strides[0] + head * q_strides[1], q_out + b * q_out_strides[0] + head * q_out_strides[1]
-        _turn(x, out, cos, sin, first, q_cells, q_strides[2], q_out_strides[2], q_slots, R, D, BR, BREST, BN, BACK, COPY)
+        x, out = (
+            q + b * q_strides[0] + head * q_strides[1],
+            q_out + b * q_out_strides[0] + head * q_out_strides[1],
+        )
+        _turn(
+            x,
+            out,
+            cos,
+            sin,
+            first,
+            q_cells,
+            q_strides[2],
+            q_out_strides[2],
+            q_slots,
+            R,
+            D,
+            BR,
+            BREST,
+            BN,
+            BACK,
+            COPY,
+        )
     else:
         head -= heads
-        x, out = k + b * k_strides[0] + head * k_strides[1], k_out + b * k_out_strides[0] + head * k_out_strides[1]
-        _turn(x, out, cos, sin, first, k_cells, k_strides[2], k_out_strides[2], k_slots, R, D, BR, BREST, BN, BACK, COPY)
+        x, out = (
+            k + b * k_strides[0] + head * k_strides[1],
+            k_out + b * k_out_strides[0] + head * k_out_strides[1],
+        )
+        _turn(
+            x,
+            out,
+            cos,
+            sin,
+            first,
+            k_cells,
+            k_strides[2],
+            k_out_strides[2],
+            k_slots,
+            R,
+            D,
+            BR,
+            BREST,
+            BN,
+            BACK,
+            COPY,
+        )
 
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool) -> tuple[Tensor, Tensor]:
+def rotate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool, inplace: bool
+) -> tuple[Tensor, Tensor]:
     """Turn q [B, H, n, D] and k [B, H_kv, m, D] by contiguous cos and sin [(B,) L, r/2], or back."""
     if not inplace:
         q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, n, size = q.shape
     length, half = cos.shape[-2:]
-    q_out, k_out = (x if inplace else x.new_empty(batch, x.shape[2], x.shape[1], size).transpose(1, 2) for x in (q, k))
+    q_out, k_out = (
+        x if inplace else x.new_empty(batch, x.shape[2], x.shape[1], size).transpose(1, 2) for x in (q, k)
+    )
     rest = size - 2 * half
     block = max(1, min(64, 4096 // triton.next_power_of_2(max(half, rest, 1))))
     rotate_qk_kernel[(triton.cdiv(max(n, k.shape[2]), block), heads + k.shape[1], batch)](

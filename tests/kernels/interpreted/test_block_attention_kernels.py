@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-
 from latentpt_kernels import block_attention
 from latentpt_kernels.merged_attention import dense
+
 from tests.kernels.checks import assert_within_twice, in_precision
 
 RELATIONS = ["causal", "strict", "all"]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from latentpt_kernels.decode import Norm, Place, decode_attention, decode_linear, decode_qkv
+
 from tests.kernels.checks import assert_within_twice
 
 pytestmark = pytest.mark.usefixtures("triton_mode")
@@ -19,7 +19,9 @@ def in_torch(function, *tensors):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTPT_KERNELS", "torch")
         for widen in (False, True):
-            results.append(function(*(t.double() if widen and t.is_floating_point() else t.clone() for t in tensors)))
+            results.append(
+                function(*(t.double() if widen and t.is_floating_point() else t.clone() for t in tensors))
+            )
     return results
 
 
@@ -27,7 +29,11 @@ def in_torch(function, *tensors):
 @pytest.mark.parametrize("slots, seen", [(1, (0, 1)), (3, (0, 3)), (3, (0, 2)), (3, (1, 2))])
 @pytest.mark.parametrize("heads, kv_heads, size", [(2, 1, 80)])
 def test_attention_over_the_cache_sees_what_its_visibility_shows(slots, seen, heads, kv_heads, size, dtype):
-    q, k, v = random(3, heads, size), random(3, kv_heads, 600, size, seed=1), random(3, kv_heads, 600, size, seed=2)
+    q, k, v = (
+        random(3, heads, size),
+        random(3, kv_heads, 600, size, seed=1),
+        random(3, kv_heads, 600, size, seed=2),
+    )
     q, k, v = (t.to(dtype) for t in (q, k, v))
     own = seen[1] - 1  # the cell's slot is the last that it sees
     cells = torch.tensor([own, 40 * slots + own, 190 * slots + own], dtype=torch.int32)
@@ -42,7 +48,13 @@ def test_attention_over_the_cache_sees_what_its_visibility_shows(slots, seen, he
 
 @pytest.mark.parametrize(
     "rows, activation, kind",
-    [(1, None, None), (1, "swiglu", "rms"), (3, "gelu", "layer"), (20, "gelu_tanh", "layer"), (20, "swiglu", "rms")],
+    [
+        (1, None, None),
+        (1, "swiglu", "rms"),
+        (3, "gelu", "layer"),
+        (20, "gelu_tanh", "layer"),
+        (20, "swiglu", "rms"),
+    ],
 )
 def test_a_linear_layer_with_its_norm_activation_and_residual(rows, activation, kind):
     x, weight, bias = random(rows, 40), random(2 * 34, 40, seed=1) / 6, random(2 * 34, seed=2)

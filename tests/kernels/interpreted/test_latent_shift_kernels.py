@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from latentpt_kernels import latent_shift
 from latentpt_kernels.latent_shift import formula
+
 from tests.kernels.checks import assert_within_twice, in_precision
 
 pytestmark = pytest.mark.usefixtures("triton_mode")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from latentpt_kernels import linear_cross_entropy
 from latentpt_kernels.linear_cross_entropy import reference
+
 from tests.kernels.checks import assert_within_twice, in_precision
 
 pytestmark = pytest.mark.usefixtures("triton_mode")

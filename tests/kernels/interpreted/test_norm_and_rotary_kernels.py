@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from latentpt_kernels import add_norm, add_norms, rotate_qk
+
 from tests.kernels.checks import assert_within_twice, in_precision
 
 pytestmark = pytest.mark.usefixtures("triton_mode")
@@ -28,7 +28,9 @@ def plain_norms(x, residual, weights, biases, kind):
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("shape, count, added", [((1, 8), 1, True), ((17, 80), 2, True), ((2, 3, 33), 1, False)])
+@pytest.mark.parametrize(
+    "shape, count, added", [((1, 8), 1, True), ((17, 80), 2, True), ((2, 3, 33), 1, False)]
+)
 def test_add_and_norm_are_within_twice_the_error_of_torch(shape, count, added, kind, dtype):
     width = shape[-1]
     tensors = [random(*shape), *([random(*shape, seed=1)] if added else [])]
@@ -49,7 +51,9 @@ def test_add_and_norm_are_within_twice_the_error_of_torch(shape, count, added, k
             out = [*normed, summed]
         else:
             out = plain_norms(*parts(leaves), kind)
-        loss = sum((o * seed.to(o.dtype)).sum(dtype=torch.float64) for o, seed in zip(out, seeds, strict=True))
+        loss = sum(
+            (o * seed.to(o.dtype)).sum(dtype=torch.float64) for o, seed in zip(out, seeds, strict=True)
+        )
         results.append((*out, *torch.autograd.grad(loss, leaves)))
     for index, (mine, plain, exact) in enumerate(zip(*results, strict=True)):
         assert mine.dtype == dtype
@@ -84,7 +88,9 @@ def test_rotary_is_within_twice_the_error_of_torch(length, q_slots, k_slots, siz
     low, results = in_precision(dtype, q, k), []
     for leaves in (low, in_precision(dtype, *low), in_precision(torch.float64, *low)):
         turned = (
-            rotate_qk(*leaves, cos, sin) if leaves is low else [plain_rotation(x, cos.double(), sin.double()) for x in leaves]
+            rotate_qk(*leaves, cos, sin)
+            if leaves is low
+            else [plain_rotation(x, cos.double(), sin.double()) for x in leaves]
         )
         loss = sum((t * seed.to(t.dtype)).sum() for t, seed in zip(turned, seeds, strict=True))
         results.append((*turned, *torch.autograd.grad(loss, leaves)))

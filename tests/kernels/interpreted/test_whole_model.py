@@ -6,6 +6,16 @@ Until the library calls latentpt_kernels itself, `plugged_in` puts the operation
 
 import pytest
 import torch
+from latentpt_kernels import (
+    add_norm,
+    block_attention,
+    decode_linear,
+    decode_token,
+    linear_cross_entropy,
+    rotate_qk,
+)
+from latentpt_kernels.decode import Layer, Norm
+from latentpt_kernels.on_triton import block_attention as kernels
 from torch import nn
 
 from latentpt.modeling import attention as attention_room
@@ -13,9 +23,6 @@ from latentpt.modeling import decoder as decoder_room
 from latentpt.modeling.merge import Relation
 from latentpt.thoughts.method import Visibility
 from latentpt.thoughts.registry import METHODS
-from latentpt_kernels import add_norm, block_attention, decode_linear, decode_token, linear_cross_entropy, rotate_qk
-from latentpt_kernels.decode import Layer, Norm
-from latentpt_kernels.on_triton import block_attention as kernels
 from tests.conftest import tiny_ids, tiny_model
 
 WORDS = {Relation.CAUSAL: "causal", Relation.STRICT: "strict", Relation.ALL: "all"}
@@ -123,7 +130,14 @@ def text(model, length):
             return method.latents(decoder, tokens, range(slot, slot + 1), u[:, None, None], states)[:, 0, 0]
 
         x = decode_token(
-            tokens.embeds[:, 0, 0], layers, cache, cells, slots, SEEN[method.visibility](slots), latents, angles
+            tokens.embeds[:, 0, 0],
+            layers,
+            cache,
+            cells,
+            slots,
+            SEEN[method.visibility](slots),
+            latents,
+            angles,
         )
         norm = Norm(final.weight, getattr(final, "bias", None), final.eps, config.norm)
         ids.append(decode_linear(x, decoder.head.weight, norm=norm).argmax(-1))
@@ -140,7 +154,9 @@ def text(model, length):
     ],
 )
 def test_a_text_by_the_kernels_is_the_text_of_exact_decoding(family, method, visibility, monkeypatch):
-    model = tiny_model(family, torch.float32, size=SMALL, method=method, num_thoughts=1, visibility=visibility)
+    model = tiny_model(
+        family, torch.float32, size=SMALL, method=method, num_thoughts=1, visibility=visibility
+    )
     monkeypatch.setenv("LATENTPT_KERNELS", "triton")
     found = text(model, 3)
     monkeypatch.setenv("LATENTPT_KERNELS", "torch")
