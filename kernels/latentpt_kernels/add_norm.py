@@ -57,9 +57,16 @@ def add_norms(
     there = [bias for bias in biases if bias is not None]
     if there and len(there) < len(biases):
         raise ValueError("either both norms have a bias or none")
-    *normed, summed = _AddNorm.apply(
-        x.reshape(-1, shape[-1]).contiguous(), flat, eps, kind == "layer", len(weights), *weights, *there
-    )
+    x = x.reshape(-1, shape[-1]).contiguous()
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, flat, *weights, *there)
+    ):
+        *normed, summed = _AddNorm.apply(x, flat, eps, kind == "layer", len(weights), *weights, *there)
+    else:
+        *normed, summed, _, _ = torch.ops.latentpt.add_norm(
+            x, flat, list(weights), there, eps, kind == "layer"
+        )
+        summed = x if flat is None else summed
     return [n.view(shape).to(dtype) for n in normed], summed.view(shape).to(dtype)
 
 

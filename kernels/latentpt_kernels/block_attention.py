@@ -70,34 +70,51 @@ def _check(q: Tensor, blocks: Sequence[Block], documents: Sequence[Tensor] | Non
 def _attend(
     q: Tensor, kv: list[Tensor], relations: tuple[str, ...], scale: float, documents: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    return _BlockAttention.apply(q, relations, scale, documents, *kv)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *kv)):
+        return _BlockAttention.apply(q, relations, scale, len(documents), *documents, *kv)
+    return _run(q, kv, relations, scale, documents)
+
+
+def _run(
+    q: Tensor, kv: list[Tensor], relations: tuple[str, ...], scale: float, documents: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    if _is_leaf(q):
+        return torch.ops.latentpt.block_attention(q, kv, _numbers(relations), scale, documents)
+    return _forward(q, kv, relations, scale, documents)
+
+
+def _is_leaf(q: Tensor) -> bool:
+    """On CUDA one opaque operation, so that torch.compile sees a leaf; elsewhere the calls themselves, which cost less."""
+    return q.is_cuda or dispatch.triton_runs(q)
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, relations: tuple[str, ...], scale: float, documents: list[Tensor], *kv: Tensor
+        ctx: Any, q: Tensor, relations: tuple[str, ...], scale: float, count: int, *rest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # On CUDA one opaque operation, so that torch.compile sees a leaf; elsewhere the calls themselves, which cost less.
-        leaf = q.is_cuda or dispatch.triton_runs(q)
-        ctx.numbers = [RELATIONS.index(relation) for relation in relations] if leaf else relations
-        ctx.forward_with, ctx.backward_with = (
-            (torch.ops.latentpt.block_attention, torch.ops.latentpt.block_attention_backward)
-            if leaf
-            else (_forward, _backward)
-        )
-        out, lse = ctx.forward_with(q, list(kv), ctx.numbers, scale, documents)
-        ctx.save_for_backward(q, out, lse, *documents, *kv)
-        ctx.scale, ctx.documents = scale, len(documents)
+        out, lse = _run(q, list(rest[count:]), relations, scale, list(rest[:count]))
+        ctx.save_for_backward(q, out, lse, *rest)
+        ctx.leaf, ctx.relations, ctx.scale, ctx.count = _is_leaf(q), relations, scale, count
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         q, out, lse, *rest = ctx.saved_tensors
-        documents, kv = rest[: ctx.documents], rest[ctx.documents :]
-        grad_q, *grad_kv = ctx.backward_with(grads[0], q, kv, out, lse, ctx.numbers, ctx.scale, documents)
-        return grad_q, None, None, None, *grad_kv
+        documents, kv = rest[: ctx.count], rest[ctx.count :]
+        if ctx.leaf:
+            numbers = _numbers(ctx.relations)
+            found = torch.ops.latentpt.block_attention_backward(
+                grads[0], q, kv, out, lse, numbers, ctx.scale, documents
+            )
+        else:
+            found = _backward(grads[0], q, kv, out, lse, ctx.relations, ctx.scale, documents)
+        return found[0], None, None, None, *(None for _ in documents), *found[1:]
+
+
+def _numbers(relations: Sequence[str]) -> list[int]:
+    return [RELATIONS.index(relation) for relation in relations]
 
 
 def _forward(
@@ -130,6 +147,13 @@ def _key(q: Tensor, kv: list[Tensor], relations: list[int], documents: list[Tens
     return (*q.shape[:2], kv[0].shape[1], q.shape[3], lengths, tuple(relations), bool(documents))
 
 
+def _heads_inside(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """[B, H, n, D] over memory [B, n, H, D], what every implementation of a leaf answers with; lse [B, H, n] as it lies."""
+    return tuple(
+        t.transpose(1, 2).contiguous().transpose(1, 2) if t.dim() == 4 else t.contiguous() for t in tensors
+    )
+
+
 @torch.library.custom_op("latentpt::block_attention", mutates_args=())
 def _forward_leaf(
     q: Tensor, kv: list[Tensor], relations: list[int], scale: float, documents: list[Tensor]
@@ -142,12 +166,11 @@ def _forward_leaf(
         return ours.forward(q, kv, relations, scale, documents)
 
     def by_torch(kernel: type[merged_attention.Kernel]) -> tuple[Tensor, Tensor]:
-        out, lse = merged_attention.forward(kernel, q, kv, words, scale)
-        return out.transpose(1, 2).contiguous().transpose(1, 2), lse.contiguous()
+        return _heads_inside(*merged_attention.forward(kernel, q, kv, words, scale))
 
     candidates: dict[str, Any] = {"triton": by_triton}
     if documents:
-        candidates["dense"] = functools.partial(_forward, q, kv, words, scale, documents)
+        candidates["dense"] = lambda: _heads_inside(*_forward(q, kv, words, scale, documents))
     else:
         for name, kernel in merged_attention.kernels_for(q).items():
             candidates[name] = functools.partial(by_torch, kernel)
@@ -175,11 +198,13 @@ def _backward_leaf(
 
     def by_torch(kernel: type[merged_attention.Kernel]) -> list[Tensor]:
         grads = merged_attention.backward(kernel, grad, q, kv, out, lse, words, scale)
-        return [g.transpose(1, 2).contiguous().transpose(1, 2) for g in grads]
+        return list(_heads_inside(*grads))
 
     candidates: dict[str, Any] = {"triton": by_triton}
     if documents:
-        candidates["dense"] = functools.partial(_backward, grad, q, kv, out, lse, words, scale, documents)
+        candidates["dense"] = lambda: list(
+            _heads_inside(*_backward(grad, q, kv, out, lse, words, scale, documents))
+        )
     else:
         for name, kernel in merged_attention.kernels_for(q).items():
             candidates[name] = functools.partial(by_torch, kernel)

@@ -7,7 +7,6 @@ compiler refuses is left out from then on, with one warning that names it.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import itertools
 import os
@@ -22,6 +21,7 @@ T = TypeVar("T")
 MODES = ("auto", "reference", "torch", "triton")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the Triton kernels take; float64 goes to torch."""
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _choices: dict[tuple, str] = {}
 _broken: set[tuple[str, str]] = set()
@@ -45,12 +45,7 @@ def triton_runs(like: Tensor) -> bool:
     wanted = mode()
     if not like.is_cuda and not (wanted == "triton" and interpreted()):
         return False
-    return wanted in ("auto", "triton") and like.dtype in TRITON_DTYPES and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return wanted in ("auto", "triton") and like.dtype in TRITON_DTYPES and HAS_TRITON
 
 
 def widen(*tensors: Tensor | None) -> list[Tensor | None]:
