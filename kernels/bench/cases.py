@@ -6,11 +6,19 @@ everything small, so that the code runs on a CPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from latentpt_kernels import add_norm, block_attention, latent_shift, linear_cross_entropy, rotate_qk
+from latentpt_kernels import (
+    add_norm,
+    block_attention,
+    latent_shift,
+    linear_cross_entropy,
+    merged_attention,
+    rotate_qk,
+)
 from latentpt_kernels.add_norm import add_norms
 from latentpt_kernels.decode import Layer, Norm, Place, decode_attention, decode_layer, decode_linear
 
@@ -45,9 +53,19 @@ def attention(device: torch.device, dtype: torch.dtype, dry: bool) -> Iterator[C
             "latentpt_kernels": with_gradients(lambda q=q, b=blocks: block_attention(q, b)[0], leaves),
             "eager, dense mask": with_gradients(lambda q=q, kv=kv: _dense(q, kv), leaves),
         }
+        for name, kernel in merged_attention.kernels_for(q).items():
+            ways[f"{name}, merged"] = functools.partial(_merged, kernel, q, kv)
         if device.type == "cuda":
             ways["FlexAttention"] = with_gradients(_flex(q, kv), leaves)
         yield f"2 causal blocks of {n}, {heads} heads of {size}", 0.0, flops, ways
+
+
+def _merged(kernel: type[merged_attention.Kernel], q: torch.Tensor, kv: list[torch.Tensor]) -> object:
+    """One library's attention, forward and backward, merged by log-sum-exp."""
+    relations, scale = ("causal", "causal"), q.shape[-1] ** -0.5
+    with torch.no_grad():
+        out, lse = merged_attention.forward(kernel, q, kv, relations, scale)
+        return merged_attention.backward(kernel, out, q, kv, out, lse, relations, scale)
 
 
 def _dense(q: torch.Tensor, kv: list[torch.Tensor]) -> torch.Tensor:

@@ -30,12 +30,11 @@ class Row:
     def cells(self) -> list[str]:
         """The row of a table."""
         if self.ms is None:
-            return [self.op, self.case, self.implementation, "-", "-", "-", self.note]
+            return [self.case, self.implementation, "-", "-", "-", self.note]
         rate = f"{self.gigabytes / self.ms * 1e3:.0f} GB/s"
         if self.teraflops:
             rate = f"{self.teraflops / self.ms * 1e3:.1f} TFLOP/s"
         return [
-            self.op,
             self.case,
             self.implementation,
             f"{self.ms:.3f}",
@@ -93,7 +92,7 @@ def measure_device(device: torch.device, repeats: int, dry: bool) -> Device:
 
 def table(rows: list[Row]) -> str:
     """Rows as a table in Markdown."""
-    head = ["operation", "case", "implementation", "ms", "rate", "of the floor", "note"]
+    head = ["case", "implementation", "ms", "rate", "of the floor", "note"]
     lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

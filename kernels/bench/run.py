@@ -43,8 +43,9 @@ def main() -> int:
     rows: list[Row] = []
     for op, cases in CASES.items():
         if options.only in (None, op):
-            rows += measure(op, cases, best, device, dtype, repeats, options.dry)
-    print(table(rows))
+            found = measure(op, cases, best, device, dtype, repeats, options.dry)
+            print(f"\n{op}\n\n{table(found)}", flush=True)
+            rows += found
     if options.folder is not None:
         chip = "-".join(best.name.lower().replace("/", " ").split())
         write(options.folder / f"{chip}.json", as_json(best, rows, versions()))
