@@ -1,4 +1,4 @@
-# make install | test | lint | types | check | demo | clean-demo
+# make install | test | lint | types | check | gpu-check | demo | clean-demo
 #
 # Variables: VENV (folder of the environment), PYTHON (interpreter it is made from), TORCH and TRITON (what pip
 # installs first; a machine with CUDA takes the same TORCH and gets the build that its package index offers),
@@ -22,7 +22,7 @@ endif
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install test lint types check demo clean-demo
+.PHONY: install test lint types check gpu-check demo clean-demo
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -48,6 +48,12 @@ types: install
 	$(VENV)/bin/mypy
 
 check: lint types test
+
+# On a machine with a CUDA device: the GPU's tests, then every kernel beside torch, in at most ten minutes. The figures
+# go to docs/results/gpu/<chip>.json with date, versions and command.
+gpu-check: install
+	timeout 360 $(PY) -m pytest -n 4 tests/gpu
+	timeout 240 $(PY) kernels/bench/run.py --folder docs/results/gpu
 
 # From nothing to a report: a corpus every Python has, a tokenizer, shards, three arms at equal tokens, one page.
 # Interrupted, it goes on where it stopped; clean-demo starts over.
