@@ -76,7 +76,7 @@ def lay_out(
     Without `cut` all of it is one segment; empty segments are added up to `passes`. Positions count each row's real
     columns unless they are given. Raises ValueError for a latent without a position before it.
     """
-    rows, width = ids.shape
+    width = ids.shape[1]
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     latent = real & (ids == latent_token)
     rank = real.long().cumsum(dim=1) - 1
