@@ -40,7 +40,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> N
             q, k, v = self.base_layer(x, read)
             if self.disable_adapters or self.merged:
                 return q, k, v
-            base: QKV = self.base_layer
+            base = self.base_layer
             name = self.active_adapters[0]
             down = self.lora_A[name](self.lora_dropout[name](x))
             update = self.lora_B[name](down) * self.scaling[name]

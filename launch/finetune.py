@@ -1,0 +1,75 @@
+"""Fine-tune a model to reason in continuous space: Coconut, Latent Thoughts Tuning and their controls.
+
+    deepspeed launch/finetune.py --config configs/finetune/coconut-prosqa.yaml
+    python launch/finetune.py --config ... training.micro_batch=4        one process, no launcher
+    python launch/finetune.py --build task=symbolic_prosqa output=data/symbolic rows=[10000,300,500]
+
+A run whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the state
+saved after the current step, with exit code 0. The best checkpoint lies in FOLDER/best.
+"""
+
+import argparse
+import os
+import sys
+
+from latentpt.config import ConfigError, describe, load_config, to_yaml
+from latentpt.data.errors import DataError
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    from latentpt.finetuning.building import BuildConfig
+    from latentpt.finetuning.config import FinetuneConfig
+
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"options of a run:\n{describe(FinetuneConfig)}\n\noptions of --build:\n{describe(BuildConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE", help="a fine-tuning in YAML")
+    what.add_argument(
+        "--build", action="store_true", help="make a data set instead; its options follow as key=value"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override an option")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
+    )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume", action="store_true", help="go on from a checkpoint; an error if there is none"
+    )
+    start.add_argument(
+        "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    asked = arguments()
+    try:
+        if asked.build:
+            from latentpt.finetuning import building
+
+            for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
+                print(path)
+            return 0
+        from latentpt.finetuning.config import load_finetune_config
+
+        config = load_finetune_config(asked.config, asked.overrides)
+        if asked.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
+
+        finetune(config, "resume" if asked.resume else "fresh" if asked.fresh else "auto")
+    except (ConfigError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
