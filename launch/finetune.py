@@ -2,6 +2,8 @@
 
     deepspeed launch/finetune.py --config configs/finetune/coconut-prosqa.yaml
     python launch/finetune.py --config ... training.micro_batch=4        one process, no launcher
+    python launch/finetune.py --report runs/X                            whether its latents do anything, as a page
+    python launch/finetune.py --suite configs/finetune/demo.yaml         arms x seeds, one table, one page
     python launch/finetune.py --build task=symbolic_prosqa output=data/symbolic rows=[10000,300,500]
 
 A run whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the state
@@ -11,8 +13,9 @@ saved after the current step, with exit code 0. The best checkpoint lies in FOLD
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from latentpt.config import ConfigError, describe, load_config, to_yaml
+from latentpt.config import ConfigError, describe, load_config, require_at_least, to_yaml
 from latentpt.data.errors import DataError
 
 
@@ -20,16 +23,26 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     from latentpt.finetuning.building import BuildConfig
     from latentpt.finetuning.config import FinetuneConfig
+    from latentpt.finetuning.suite import SuiteConfig
 
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"options of a run:\n{describe(FinetuneConfig)}\n\noptions of --build:\n{describe(BuildConfig)}",
+        epilog=f"options of a run:\n{describe(FinetuneConfig)}\n\noptions of --build:\n{describe(BuildConfig)}\n\n"
+        f"keys of --suite:\n{describe(SuiteConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="a fine-tuning in YAML")
     what.add_argument(
         "--build", action="store_true", help="make a data set instead; its options follow as key=value"
+    )
+    what.add_argument("--suite", metavar="FILE", help="several fine-tunings beside one another, in YAML")
+    what.add_argument("--report", metavar="FOLDER", help="diagnose the best checkpoint of a run")
+    parser.add_argument(
+        "--data", metavar="FILE", help="questions of --report (default: the run's validation)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=200, metavar="N", help="questions of --report (default 200)"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override an option")
     parser.add_argument(
@@ -54,6 +67,18 @@ def main() -> int:
 
             for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
                 print(path)
+            return 0
+        if asked.suite is not None:
+            from latentpt.finetuning.suite import SuiteConfig, run_suite
+
+            print(run_suite(load_config(SuiteConfig, asked.suite, asked.overrides), Path(__file__).resolve()))
+            return 0
+        if asked.report is not None:
+            from latentpt.finetuning.report import report
+
+            require_at_least(asked, rows=2)
+            found, page = report(asked.report, asked.data, asked.rows)
+            print(f"{found.verdict}\n{page}")
             return 0
         from latentpt.finetuning.config import load_finetune_config
 

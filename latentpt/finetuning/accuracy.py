@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.finetuning.answers import is_right
-from latentpt.finetuning.fills import Kind
+from latentpt.finetuning.fills import Fill, Kind
 from latentpt.finetuning.generate import latent_generate
 from latentpt.finetuning.reasoner import Reasoner, Recipe
 from latentpt.finetuning.rows import Pieces
@@ -33,10 +33,14 @@ def answer(
     max_new_tokens: int,
     kind: Kind | None = None,
     latents: int | None = None,
+    change: Callable[[Fill], Fill] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Answered:
-    """Answer questions greedily; `latents` replaces the recipe's number of latents after a question."""
+    """Answer questions greedily; `latents` replaces the recipe's number of latents after a question,
+    `change` its fill.
+    """
     fill = reasoner.fill(recipe, kind)
+    fill = fill if change is None else change(fill)
     silent = {recipe.end, *(recipe.markers or ())}
     right = tokens = thought = 0
     for first in range(0, len(questions), batch):

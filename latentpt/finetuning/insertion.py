@@ -58,7 +58,10 @@ class Insertions:
             for place, index in enumerate(mine):
                 start = len(self.rows[index].question) - 1
                 values = p[place, start : len(plain[place].ids) - 1].tolist()
-                found[index] = insertions(values, stage.insertion, self.config.seed, index, stage.number)
+                room = self.config.data.max_length - len(plain[place].ids)
+                found[index] = insertions(
+                    values, stage.insertion, self.config.seed, index, stage.number, room
+                )
         parts: list[Any] = [None] * world
         dist.all_gather_object(parts, found)
         merged = {index: counts for part in parts for index, counts in part.items()}

@@ -19,12 +19,14 @@ def plain_row(pieces: Pieces) -> Row:
     return Row([*pieces.question, *response], [IGNORE] * len(pieces.question) + response)
 
 
-def insertions(confidences: Sequence[float], stage: LtStage, seed: int, row: int, number: int) -> list[int]:
+def insertions(
+    confidences: Sequence[float], stage: LtStage, seed: int, row: int, number: int, room: int
+) -> list[int]:
     """How many latents go before each token of the response, given the probabilities that the weights of the stage
     before gave to the gold tokens; drawn from (seed, row, stage).
 
     Candidates have a probability below tau; `sites` of them are chosen, each gets a latent with probability
-    `insertion`, and a second one with probability `second`, or else one to `most`.
+    `insertion`, and a second one with probability `second`, or else one to `most`; all of them while there is `room`.
     """
     rng = random.Random(repr((seed, "insertion", row, number)))
     candidates = [place for place, p in enumerate(confidences) if p < stage.tau]
@@ -41,6 +43,8 @@ def insertions(confidences: Sequence[float], stage: LtStage, seed: int, row: int
             counts[place] = 1 + (rng.random() < stage.second)
         else:
             counts[place] = rng.randint(1, stage.most)
+        counts[place] = min(counts[place], room)
+        room -= counts[place]
     return counts
 
 
@@ -50,15 +54,3 @@ def latent_row(pieces: Pieces, counts: Sequence[int], latent: int) -> Row:
     for token, count in zip(plain_row(pieces).ids[len(pieces.question) :], counts, strict=True):
         response += [latent] * count + [token]
     return Row([*pieces.question, *response], [IGNORE] * len(pieces.question) + response)
-
-
-def longest_row(pieces: Pieces, stages: Sequence[LtStage]) -> int:
-    """Tokens of the longest row that insertion can make."""
-    response = sum(map(len, pieces.steps)) + len(pieces.answer)
-    most = 0
-    for stage in stages:
-        if stage.fill is None:
-            continue
-        sites = response if stage.sites is None or 0 < stage.sites < 1 else min(response, int(stage.sites))
-        most = max(most, sites * (2 if stage.second else stage.most))
-    return len(pieces.question) + response + most

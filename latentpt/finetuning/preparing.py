@@ -12,7 +12,7 @@ from latentpt.data.tokenizer import Tokenizer, load_tokenizer
 from latentpt.finetuning.coconut import Markers, coconut_row
 from latentpt.finetuning.config import FinetuneConfig
 from latentpt.finetuning.examples import read_examples
-from latentpt.finetuning.lt_tuning import longest_row
+from latentpt.finetuning.lt_tuning import plain_row
 from latentpt.finetuning.reasoner import RECIPE, Reasoner, Recipe, load_reasoner
 from latentpt.finetuning.rows import WORDINGS, Pieces, Wording, encode_examples
 from latentpt.finetuning.stages import Stage, planned_stages
@@ -170,7 +170,7 @@ def usable_questions(
 
     def longest(pieces: Pieces) -> int:
         if config.mode == "lt_tuning":
-            return longest_row(pieces, config.lt.resolved_stages())
+            return len(plain_row(pieces).ids)
         markers = Markers(*(recipe.markers or (0, 0, 0)))
         return max(
             len(coconut_row(pieces, config.mode, config.coconut, stage.number, markers).ids)

@@ -32,6 +32,7 @@ from latentpt.finetuning.loss import summed_loss, training_loss
 from latentpt.finetuning.lt_tuning import latent_row, plain_row
 from latentpt.finetuning.preparing import BEST, Prepared, prepare, usable_questions
 from latentpt.finetuning.reasoner import Recipe, save_reasoner
+from latentpt.finetuning.report import report
 from latentpt.finetuning.rows import Pieces, Row
 from latentpt.finetuning.stages import Moment, Plan, Stage, planned_stages
 from latentpt.run import read_metrics
@@ -440,6 +441,8 @@ class FineTuner:
                 "test": tests,
             }
             write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
+            found, page = report(folder.path)
+            self.say(f"{found.verdict} See {page}")
 
     def test(self) -> dict[str, Any]:
         """Accuracy of the best checkpoint on the test files, by the first rank."""
