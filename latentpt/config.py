@@ -1,7 +1,7 @@
 """Typed configuration: sections, YAML files that extend one another, dotted overrides, and errors one can act on.
 
-A section lives beside the code that reads it (`latentpt.modeling.config`, `latentpt.data.config`, ...); `latentpt.run`
-composes them into one run. Values are taken in this order, later ones winning:
+A section lives beside the code that reads it (`latentpt.modeling.config`, `latentpt.data.config`, ...);
+`latentpt.run.config` composes them into one run. Values are taken in this order, later ones winning:
 
     defaults of the sections  <  the file named by `extends`  <  the YAML file  <  overrides `section.field=value`
 """
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """Base of all configuration sections: immutable, unknown keys refused, every field documented with its unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Earlier name of a key -> its name today."""
 
 
 class ConfigError(ValueError):
@@ -199,6 +202,8 @@ def _sentence(kind: type[Section], error: ValidationError, origins: Origins) -> 
             for name in section.model_fields
         ]
         return f"{where}unknown key {key} in {dotted}; did you mean {nearest(key, known)}?"
+    if problem["type"] == "extra_forbidden" and dotted in kind.renamed:
+        return f"{where}the key {dotted} is called {kind.renamed[dotted]}"
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {dotted}{_suggest_key(kind, path)}"
     if problem["type"] == "missing" and len(path) == len(problem["loc"]):
@@ -251,9 +256,10 @@ def _documentation(kind: type[Section], path: tuple[str, ...]) -> str:
 
 def _suggest_key(kind: type[Section], path: tuple[str, ...]) -> str:
     """The valid dotted key nearest to an unknown one: in the same section first, then anywhere by its last name."""
-    known = [".".join(option) for option, _ in options(kind)] + list(kind.model_fields)
-    inside = {key.split(".")[-1]: key for key in known if key.split(".")[:-1] == list(path[:-1])}
+    known = [".".join(option) for option, _ in options(kind)]
     anywhere = {key.split(".")[-1]: key for key in reversed(known)}
+    known += kind.model_fields
+    inside = {key.split(".")[-1]: key for key in known if key.split(".")[:-1] == list(path[:-1])}
     for names in (inside, anywhere):
         close = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.7)
         if close:

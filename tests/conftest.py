@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import latentpt  # noqa: F401 before torch, see latentpt.cpu
+
+# isort: split
 import pytest
 import torch
 

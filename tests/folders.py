@@ -1,7 +1,6 @@
 """Folders as training leaves them: a run with a checkpoint, and a byte-level tokenizer."""
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from safetensors.torch import save_file
 
 from latentpt.config import build, to_yaml
 from latentpt.run import RunConfig
+from latentpt.run.checkpoints import MARK, Meta, Progress, file_record
+from latentpt.training.checkpoint import commit
 
 BYTES_VOCAB = 257
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -47,16 +48,24 @@ def write_run(folder, model, data):
         "data": {"train": str(data), "validation": str(data), "sequence_length": 16},
         "training": {"tokens": 1024, "batch_tokens": 64, "micro_batch": 2, "precision": "fp32"},
     }
-    checkpoint = folder / "checkpoints" / "step-00000007"
-    checkpoint.mkdir(parents=True)
+    write_checkpoint(folder / "checkpoints", 7, {name: p.detach() for name, p in model.named_parameters()})
     (folder / "config.yaml").write_text(to_yaml(build(RunConfig, values)))
-    parameters = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    save_file(parameters, checkpoint / "weights-00000-of-00001.safetensors")
-    meta = {"progress": {}, "shapes": {name: list(p.shape) for name, p in parameters.items()}}
-    (checkpoint / "meta.json").write_text(json.dumps(meta))
-    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
-    (checkpoint / "COMMIT").write_text(json.dumps(sizes))
     return folder
+
+
+def write_checkpoint(folder, step, weights, committed=True):
+    """A checkpoint of these tensors under `folder`, without moments; without its mark unless committed."""
+    path = folder / f"step-{step:08d}"
+    side = path.with_suffix(".tmp")
+    side.mkdir(parents=True)
+    file = side / "weights-00000-of-00001.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    meta = Meta(progress=Progress(step=step), updates=step, shapes=shapes, layout={}, config={})
+    commit(side, path, meta, {file.name: file_record(file)})
+    if not committed:
+        (path / MARK).unlink()
+    return path
 
 
 def launch(name, monkeypatch, *arguments):

@@ -14,32 +14,39 @@ ROOMS = ("latentpt", "kernels", "data_prep", "launch", "tests")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 LIBRARY = "latentpt"
-MODELS = ("latentpt.modeling", "latentpt.thoughts")
-ABOVE = ("latentpt.compare", "latentpt.benchmark")
-USERS = (
-    "latentpt.training",
-    "latentpt.generation",
-    "latentpt.finetuning",
-    "latentpt.evaluation",
-    "latentpt.hub",
-)
 
-# room -> the rooms that it must not import. Imports run one way:
-# kernels <- modeling <- thoughts <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
-FORBIDDEN = {
-    "kernels": (LIBRARY, "data_prep"),
-    "latentpt/modeling": ("latentpt.thoughts", "latentpt.data", *USERS, *ABOVE, "latentpt.run"),
-    "latentpt/thoughts": ("latentpt.data", *USERS, *ABOVE, "latentpt.run"),
-    "latentpt/data": (*MODELS, *USERS, *ABOVE, "latentpt.run"),
-    "latentpt/training": (*ABOVE, "latentpt.finetuning"),
-    "latentpt/generation": (*ABOVE, "latentpt.training"),
-    "latentpt/evaluation": (*ABOVE, "latentpt.training"),
-    "latentpt/hub": (*ABOVE, "latentpt.training"),
-    "data_prep": (*MODELS, *USERS, *ABOVE, "latentpt.run"),
+# room -> the rooms that it may import. Imports run one way:
+# kernels <- modeling <- thoughts <- run <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
+GROUND = {"config", "cpu", "files", "seeding"}
+CORE = {*GROUND, "modeling", "thoughts"}
+ROOMS_BELOW = {
+    "__init__": {"cpu"},
+    "config": set(),
+    "cpu": {"files"},
+    "files": set(),
+    "seeding": set(),
+    "modeling": GROUND,
+    "thoughts": {*GROUND, "modeling"},
+    "data": GROUND,
+    "run": {*CORE, "data"},
+    "generation": {*CORE, "data"},
+    "training": {*CORE, "data", "run", "evaluation"},
+    "evaluation": {*CORE, "data", "run", "generation"},
+    "hub": {*CORE, "data", "run", "generation", "evaluation"},
+    "finetuning": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
+    "benchmark": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
+    "compare": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
 }
+# What lies outside the package -> what it may import of ours.
+OUTSIDE_BELOW = {
+    "kernels": ("latentpt_kernels",),
+    "data_prep": ("data_prep", "latentpt.data"),
+    "launch": (LIBRARY,),
+}
+OURS = (LIBRARY, "latentpt_kernels", "data_prep", "launch", "configs", "tests")
 
 # Their quirks, and the seconds that their import takes, stay where they are needed.
-DEEPSPEED_ROOMS = ("latentpt/training/engine.py", "latentpt/training/checkpoint.py")
+DEEPSPEED_ROOM = "latentpt/training/engine.py"
 # Travels with exported models and is imported by whoever loads them, never here.
 SHIPPED = ("latentpt/hub/modeling_latentpt.py",)
 INSIDE_FUNCTIONS_ONLY = ("transformers", "lm_eval", "wandb", "flash_attn")
@@ -59,16 +66,20 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imported_modules(tree: ast.Module, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a module imports; relative imports do not occur in this house."""
-    names: set[str] = set()
+def imports(tree: ast.Module, top_level_only: bool = False) -> list[set[str]]:
+    """Per imported name the dotted names it may mean; relative imports do not occur in this house."""
+    found: list[set[str]] = []
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            found += [{alias.name} for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+            found += [{node.module, f"{node.module}.{alias.name}"} for alias in node.names]
+    return found
+
+
+def imported_modules(tree: ast.Module, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a module imports."""
+    return set().union(*imports(tree, top_level_only))
 
 
 def within(modules: set[str], packages: tuple[str, ...]) -> list[str]:
@@ -82,20 +93,52 @@ def trees() -> dict[str, ast.Module]:
     return {name_of(path): ast.parse(path.read_text()) for path in SOURCES}
 
 
+def room_of(name: str) -> str:
+    """The room of the package's file: its folder, or the module itself where it lies beside the folders."""
+    return name.split("/")[1].removesuffix(".py")
+
+
+def may_import(name: str) -> tuple[str, ...]:
+    """Packages and modules of ours that a file may import, inside functions too."""
+    top = name.split("/")[0]
+    if top != LIBRARY:
+        return OUTSIDE_BELOW[top]
+    rooms = {room_of(name), *ROOMS_BELOW[room_of(name)]}
+    return ("latentpt_kernels", *(f"{LIBRARY}.{room}" for room in sorted(rooms)))
+
+
+def test_every_room_has_its_place_and_no_place_is_below_itself(trees):
+    assert {room_of(name) for name in trees if name.startswith("latentpt/")} <= set(ROOMS_BELOW)
+    for room in ROOMS_BELOW:
+        seen, waiting = set(), [room]
+        while waiting:
+            for below in ROOMS_BELOW[waiting.pop()]:
+                assert below != room, f"{room} is below itself"
+                if below not in seen:
+                    seen.add(below)
+                    waiting.append(below)
+
+
 def test_imports_run_one_way(trees):
     wrong = []
     for name, tree in trees.items():
-        modules = imported_modules(tree)
-        above = next((above for room, above in FORBIDDEN.items() if name.startswith(room + "/")), ())
-        wrong += [f"{name} imports {module}" for module in within(modules, above)]
-        if not name.startswith("tests/"):
-            wrong += [f"{name} imports {m}" for m in within(modules, ("launch", "configs", "tests"))]
+        if name.startswith("tests/"):
+            continue
+        for statement in imports(tree):
+            ours = within(statement, OURS)
+            if ours and not within(statement, may_import(name)):
+                wrong.append(f"{name} imports {ours[0]}")
     assert not wrong
 
 
+def test_an_import_inside_a_function_counts_and_what_a_package_hands_on_is_the_package():
+    tree = ast.parse("def f():\n    from latentpt import run\n    from latentpt.run import RunConfig\n")
+    assert imports(tree) == [{"latentpt", "latentpt.run"}, {"latentpt.run", "latentpt.run.RunConfig"}]
+
+
 def test_deepspeed_is_imported_where_its_quirks_live(trees):
-    rooms = [name for name, tree in trees.items() if within(imported_modules(tree), ("deepspeed",))]
-    assert {name for name in rooms if not name.startswith("tests/")} <= set(DEEPSPEED_ROOMS)
+    rooms = {name for name, tree in trees.items() if within(imported_modules(tree), ("deepspeed",))}
+    assert {name for name in rooms if not name.startswith("tests/")} == {DEEPSPEED_ROOM}
 
 
 def test_heavy_packages_are_imported_inside_the_functions_that_need_them(trees):

@@ -19,10 +19,10 @@ from torch import Tensor
 from latentpt.benchmark.reference import load_reference
 from latentpt.config import ConfigError
 from latentpt.generation.decode import Session, generate
+from latentpt.generation.narrow import narrow_matrices
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.speculate import generate_speculatively
 from latentpt.modeling.config import ModelConfig
-from latentpt.modeling.linear import narrow_matrices
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel

@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latentpt.benchmark.memory import PeakMemory
 from latentpt.run import RunConfig
+from latentpt.thoughts.cost import Cost, inference_flops_per_token, training_cost
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.registry import make_method
-from latentpt.training.flops import Cost, inference_flops_per_token, training_cost
 
 GIB = 2**30
 

@@ -24,8 +24,8 @@ from latentpt.hub import to_hf
 from latentpt.modeling.config import ModelConfig
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.cost import training_cost
 from latentpt.thoughts.model import LanguageModel
-from latentpt.training.flops import training_cost
 
 Loss = Callable[[Tensor], Tensor]
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from latentpt.compare.plan import Plan
-from latentpt.config import Section
+from latentpt.config import Section, load_config
 from latentpt.data.batches import validation_batches
 from latentpt.data.opening import open_training, open_validation
-from latentpt.evaluation.perplexity import validation_loss
 from latentpt.files import write_text
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
-from latentpt.run import RunConfig, load_model
+from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
+from latentpt.run.identity import data_identity
+from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32
@@ -31,6 +35,8 @@ BASELINE_TOKENS = 2_000_000  # enough to fix the frequencies of the frequent one
 class Measured(Section):
     """Measurements of one run after training."""
 
+    of: dict[str, Any]
+    """What was measured, see `subject`."""
     loss: float
     """Validation loss of the training forward, nats per token."""
     exact_loss: float
@@ -46,22 +52,52 @@ def measurement_path(plan: Plan, arm: str, seed: int) -> Path:
     return plan.comparison.folder / "measured" / f"{plan.run_name(arm, seed)}.json"
 
 
-def measure(plan: Plan, arm: str, seed: int) -> Measured:
-    """Measure a finished run, or read what was measured before."""
+def subject(plan: Plan, arm: str, seed: int) -> dict[str, Any]:
+    """Everything that decides a measurement, as JSON: the checkpoint, the held-out data, what is asked of them."""
+    folder = RunFolder(plan.run_folder(arm, seed))
+    run = load_config(RunConfig, folder.config)
+    validation = run.data.validation
+    corpora = validation if isinstance(validation, dict) else {"": validation}
+    return {
+        "checkpoint": checkpoints.identity(checkpoints.find(folder.checkpoints)),
+        "held_out": {name: data_identity(path) for name, path in corpora.items()},
+        "samples": sample_limit(plan, run),
+        "prompts": plan.comparison.prompts,
+        "sampling": {"tokens": TEXT_TOKENS, **asdict(SAMPLING)},
+    }
+
+
+def kept(plan: Plan, arm: str, seed: int) -> Measured | None:
+    """What was measured of a run as it is now; None if nothing was, or only of a run or in a way that is no more."""
     path = measurement_path(plan, arm, seed)
-    if path.is_file():
-        return Measured.model_validate_json(path.read_bytes())
+    if not path.is_file():
+        return None
+    try:
+        measured = Measured.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return None
+    return measured if measured.of == subject(plan, arm, seed) else None
+
+
+def measure(plan: Plan, arm: str, seed: int) -> Measured:
+    """Measure a finished run, or read what was measured of it before."""
+    known = kept(plan, arm, seed)
+    if known is not None:
+        return known
+    of = subject(plan, arm, seed)
     model, run = load_model(plan.run_folder(arm, seed))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = sample_limit(plan, run)
     end = open_training(run.data).eod_id if run.data.mask_documents else None
     measured = Measured(
+        of=of,
         loss=validation_loss(model, held_out(run, limit), end_token=end),
         exact_loss=validation_loss(model, held_out(run, limit), exact=True, end_token=end),
         samples=sum(len(batch) for batch in held_out(run, limit)),
         texts=continuations(model, run, plan.comparison.prompts),
     )
-    write_text(path, json.dumps(measured.model_dump(), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(measured.model_dump(), indent=1, ensure_ascii=False)
+    write_text(measurement_path(plan, arm, seed), text + "\n")
     return measured
 
 

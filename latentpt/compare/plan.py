@@ -20,7 +20,7 @@ from latentpt.compare.tables import quantity, text_table
 from latentpt.config import ConfigError, Section, build, differences, load_config, to_yaml
 from latentpt.files import write_text
 from latentpt.run import RunConfig
-from latentpt.training.flops import inference_flops_per_token, training_flops_per_token
+from latentpt.thoughts.cost import inference_flops_per_token, training_flops_per_token
 
 FREE_KEYS = (
     "thoughts.",
@@ -143,6 +143,11 @@ def make_use(comparison: ComparisonConfig, name: str, run: RunConfig, speeds: Ma
     if comparison.budget == "tokens":
         return lambda steps: steps * per_step
     if comparison.budget == "training_flops":
+        if run.thoughts.residual_target is not None:
+            raise ConfigError(
+                f"arm {name} has thoughts.residual_target, so its FLOPs are known only when it is trained; compare it by "
+                "seconds or tokens"
+            )
         return lambda steps: (
             steps * per_step * training_flops_per_token(run.model, run.thoughts, length, steps)
         )
@@ -305,6 +310,7 @@ def describe_plan(plan: Plan) -> str:
         text_table(*differences_table(plan)),
         "",
         held_equal(plan),
+        *adapting(plan),
     ]
     return "\n".join(lines)
 
@@ -328,6 +334,17 @@ def held_equal(plan: Plan) -> str:
             "with N thoughts."
         )
     return text
+
+
+def adapting(plan: Plan) -> list[str]:
+    """A sentence on every arm whose refinements follow its residuals, since no plan can know them."""
+    measured = "; its speed is the mean of the probed steps" if plan.comparison.budget == "seconds" else ""
+    return [
+        f"Arm {arm.name} adapts its refinements to residuals: its training FLOPs stand here as if every number in the range "
+        f"were as frequent as any other, and the report says what they were{measured}."
+        for arm in plan.arms
+        if arm.config["thoughts"]["residual_target"] is not None
+    ]
 
 
 def short(value: Any) -> str:

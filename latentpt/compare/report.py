@@ -57,10 +57,10 @@ def row(arm: ArmResult) -> list[str]:
     return [
         arm.name,
         quantity(arm.plan.parameters),
-        quantity(arm.plan.training_flops_per_token),
+        quantity(arm.training_flops / arm.plan.tokens),
         quantity(arm.plan.inference_flops_per_token),
         quantity(arm.plan.tokens),
-        quantity(arm.plan.training_flops),
+        quantity(arm.training_flops),
         f"{arm.seconds:.0f}",
         f"{arm.speed:.0f}",
         f"{arm.loss:.4f}",

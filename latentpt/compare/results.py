@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentpt.compare.execute import finished
-from latentpt.compare.measure import Measured, measurement_path
+from latentpt.compare.measure import Measured, kept
 from latentpt.compare.plan import Plan, PlannedArm
 from latentpt.compare.spread import Estimate, estimate, smallest_difference
 from latentpt.config import ConfigError
@@ -26,6 +26,8 @@ class RunResult:
     """Wall time of training, evaluation not counted."""
     tokens: int
     """Tokens trained on."""
+    training_flops: float
+    """FLOPs of forward and backward, counted step by step."""
     measured: Measured
     """Losses and texts measured after training."""
 
@@ -63,6 +65,11 @@ class ArmResult:
     def speed(self) -> Estimate:
         """Training tokens per second."""
         return estimate([run.tokens / run.seconds for run in self.runs])
+
+    @property
+    def training_flops(self) -> float:
+        """Counted FLOPs of one training, the mean over seeds where refinements are drawn or adapted."""
+        return estimate([run.training_flops for run in self.runs]).mean
 
     @property
     def seconds(self) -> Estimate:
@@ -110,11 +117,8 @@ def read_results(plan: Plan) -> Results:
     """Read every finished and measured run; ConfigError if there is none."""
     arms = []
     for arm in plan.arms:
-        runs = [
-            read_run(plan, arm.name, seed)
-            for seed in plan.comparison.seeds
-            if is_measured(plan, arm.name, seed)
-        ]
+        found = (read_run(plan, arm.name, seed) for seed in plan.comparison.seeds)
+        runs = [run for run in found if run is not None]
         if runs:
             arms.append(ArmResult(arm, runs))
     if not arms:
@@ -122,14 +126,13 @@ def read_results(plan: Plan) -> Results:
     return Results(plan, arms)
 
 
-def is_measured(plan: Plan, arm: str, seed: int) -> bool:
-    """Whether a run was trained to its end and measured."""
-    return finished(plan.run_folder(arm, seed)) and measurement_path(plan, arm, seed).is_file()
-
-
-def read_run(plan: Plan, arm: str, seed: int) -> RunResult:
-    """One finished run from its folder."""
-    lines = read_metrics(RunFolder(plan.run_folder(arm, seed)).metrics)
+def read_run(plan: Plan, arm: str, seed: int) -> RunResult | None:
+    """One run from its folder; None unless it was trained to its end and measured as it is now."""
+    folder = plan.run_folder(arm, seed)
+    measured = kept(plan, arm, seed) if finished(folder) else None
+    if measured is None:
+        return None
+    lines = read_metrics(RunFolder(folder).metrics)
     validation = [line for line in lines if line["kind"] == "validation"]
     last = next(line for line in reversed(lines) if line["kind"] == "train")
     return RunResult(
@@ -140,5 +143,6 @@ def read_run(plan: Plan, arm: str, seed: int) -> RunResult:
         },
         seconds=last["seconds"],
         tokens=last["tokens"],
-        measured=Measured.model_validate_json(measurement_path(plan, arm, seed).read_bytes()),
+        training_flops=last["training_flops"],
+        measured=measured,
     )

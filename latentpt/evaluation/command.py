@@ -65,7 +65,7 @@ def evaluate(
         results |= run_tasks(adapter, tasks, data, arguments.fewshot, arguments.limit, arguments.online)
     if arguments.diagnostics:
         found_out = diagnose(model, next(iter(sources.values())), arguments.length or model.config.max_positions,
-                             arguments.batch_size, arguments.samples or 32)  # fmt: skip
+                             arguments.batch_size, arguments.samples or 32, arguments.mask_documents)  # fmt: skip
         write_text(folder / "diagnostics.html", diagnostics_page(folder.parent.name, found_out))
         results["diagnostics"] = found_out.summary()
     if not results:

@@ -9,8 +9,7 @@ attention     share of the predicting slot's attention that goes to latent slots
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from latentpt.data.batches import TokenDataset, validation_batches
-from latentpt.evaluation.perplexity import summed_loss
-from latentpt.evaluation.scoring import hidden_states
-from latentpt.modeling.rotary import rotate
 from latentpt.seeding import stream
+from latentpt.thoughts.documents import document_ids
+from latentpt.thoughts.execute import Watch
+from latentpt.thoughts.measure import hidden_states, summed_loss
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Column, Step, Stretch
 
 
 class Collapse(NamedTuple):
@@ -77,32 +77,46 @@ class Diagnostics:
 
 @torch.no_grad()
 def diagnose(
-    model: LanguageModel, source: str | Path, length: int, batch_size: int, samples: int
+    model: LanguageModel,
+    source: str | Path,
+    length: int,
+    batch_size: int,
+    samples: int,
+    mask_documents: bool = False,
 ) -> Diagnostics:
     """Find out all of it on the first samples of `length` tokens of a shard folder.
 
     Replacing a latent by another document's takes it from the next row, so batches of one row are left out there.
+    `mask_documents` keeps the documents in a sample apart.
     """
-    batches = list(validation_batches(TokenDataset(source, length), batch_size, samples))
-    return diagnose_batches(model, batches)
+    dataset = TokenDataset(source, length)
+    batches = list(validation_batches(dataset, batch_size, samples))
+    return diagnose_batches(model, batches, dataset.eod_id if mask_documents else None)
 
 
 @torch.no_grad()
-def diagnose_batches(model: LanguageModel, batches: Sequence[Tensor]) -> Diagnostics:
-    """`diagnose` on batches int64 [b, L + 1]."""
+def diagnose_batches(
+    model: LanguageModel, batches: Sequence[Tensor], end_token: int | None = None
+) -> Diagnostics:
+    """`diagnose` on batches int64 [b, L + 1]; an `end_token` keeps the documents that it divides apart."""
     thoughts = model.method.slots - 1
     inputs = batches[0][:, :-1].to(next(model.parameters()).device)
-    seen = _watch(model, inputs)
+    seen = _Seen(model, inputs, end_token)
     share = sum(model.method.visibility.sees(thoughts, slot) for slot in range(1, thoughts + 1))
     slots_seen = sum(model.method.visibility.sees(thoughts, slot) for slot in range(thoughts + 1))
+
+    def loss(**options: Any) -> float:
+        total, count = summed_loss(model, options.pop("batches", batches), end_token=end_token, **options)
+        return total / max(count, 1)
+
     return Diagnostics(
-        loss=_loss(model, batches),
-        exact_loss=_loss(model, batches, exact=True),
-        fewer={count: _loss_with(model, batches, count) for count in range(thoughts)},
-        replaced=_replaced(model, batches) if thoughts else {},
+        loss=loss(),
+        exact_loss=loss(exact=True),
+        fewer={count: loss(schedule=model.method.schedule(slots=count + 1)) for count in range(thoughts)},
+        replaced=_replaced(loss, batches) if thoughts else {},
         collapse=[_collapse(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
-        residual=_residual(model, inputs),
-        attention=seen.attention,
+        residual=_residual(model, inputs, end_token),
+        attention=seen.attention() if thoughts else [],
         latent_share=share / slots_seen,
     )
 
@@ -110,50 +124,25 @@ def diagnose_batches(model: LanguageModel, batches: Sequence[Tensor]) -> Diagnos
 # ---------------------------------------------------------------------------------------------- losses
 
 
-def _loss(model: LanguageModel, batches: Sequence[Tensor], exact: bool = False) -> float:
-    total, count = summed_loss(model, batches, exact)
-    return total / max(count, 1)
+class Changed(Watch):
+    """Every latent that goes in, [B, L, n, d], is what `change` makes of it."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
+        """Latent slots alone."""
+        return self.change(u) if slots[0] else u
 
 
-def _loss_with(model: LanguageModel, batches: Sequence[Tensor], thoughts: int) -> float:
-    """Loss when slot `thoughts` predicts and later ones do not exist."""
-    schedule = model.method.schedule(slots=thoughts + 1)
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    for batch in batches:
-        targets = batch[:, 1:].to(device)
-        hidden, _ = model.think(batch[:, :-1].to(device), schedule)
-        total += model.decoder.head(hidden, targets).item()
-        count += targets.numel()
-    return total / max(count, 1)
-
-
-Change = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def latents_changed(model: LanguageModel, change: Change) -> Iterator[None]:
-    """Inside, every latent that is shifted in, [B, L, n, d], is what `change` makes of it."""
-    original = model.method.latents
-
-    def changed(*arguments: Any) -> Tensor:
-        return change(original(*arguments))
-
-    model.method.latents = changed  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del model.method.latents
-
-
-def _replaced(model: LanguageModel, batches: Sequence[Tensor]) -> dict[str, float]:
+def _replaced(loss: Callable[..., float], batches: Sequence[Tensor]) -> dict[str, float]:
     generator = stream(0, "noise")
 
     def noise(latents: Tensor) -> Tensor:
         drawn = torch.randn(latents.shape, generator=generator).to(latents)
         return drawn * (latents.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
 
-    changes: dict[str, Change] = {
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": lambda latents: latents.mean(dim=(0, 1), keepdim=True).expand_as(latents),
         "of_another_document": lambda latents: latents.roll(1, dims=0),
         "noise": noise,
@@ -162,72 +151,73 @@ def _replaced(model: LanguageModel, batches: Sequence[Tensor]) -> dict[str, floa
     for name, change in changes.items():
         wanted = [b for b in batches if len(b) > 1] if name == "of_another_document" else batches
         if wanted:
-            with latents_changed(model, change):
-                losses[name] = _loss(model, wanted)
+            losses[name] = loss(batches=wanted, watch=Changed(change))
     return losses
+
+
+def _residual(model: LanguageModel, ids: Tensor, end_token: int | None) -> list[float]:
+    exact = hidden_states(model, ids, exact=True, end_token=end_token)
+    difference = (hidden_states(model, ids, end_token=end_token) - exact).norm(dim=-1) / exact.norm(dim=-1)
+    return difference.mean(dim=0).tolist()
 
 
 # ---------------------------------------------------------------------------------------------- states
 
 
-class _Seen(NamedTuple):
-    latents: dict[int, Tensor]
-    """Latent slot -> its inputs in the last sweep, [B, L, d]."""
-    tokens: Tensor
-    """Inputs of the token slots [B, L, d]."""
-    attention: list[float]
+class _Seen(Watch):
+    """Runs the training forward and keeps what its last sweep reads, asks and shows."""
 
+    def __init__(self, model: LanguageModel, ids: Tensor, end_token: int | None) -> None:
+        self.model, self.first = model, 0
+        self.latents: dict[int, Tensor] = {}
+        """Latent slot -> its inputs [B, L, d]."""
+        self._queries: dict[tuple[int, int], Tensor] = {}  # (layer, slot) -> [B, L, H, D]
+        self._keys: dict[tuple[int, int], Tensor] = {}
+        self._shape = ids.shape
+        self.documents = None if end_token is None else document_ids(ids, end_token)
+        self.tokens = model.tokens(ids, documents=self.documents).embeds[:, :, 0]
+        """Inputs of the token slots [B, L, d]."""
+        model.think(ids, watch=self, documents=self.documents)
 
-def _watch(model: LanguageModel, ids: Tensor) -> _Seen:
-    """Run the training forward and look at the latents and the attention of its last sweep."""
-    method = model.method
-    latents: dict[int, Tensor] = {}
-    calls: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.decoder.blocks]
-    original = method.latents
+    def begin(self, stretch: Stretch, first: int) -> None:
+        """Positions count from here."""
+        self.first, self._end = first, first + stretch.length
 
-    def watched(decoder: Any, tokens: Any, slots: range, *rest: Any) -> Tensor:
-        found = original(decoder, tokens, slots, *rest)
-        latents.update({slot: found[:, :, index] for index, slot in enumerate(slots)})
-        return found
+    def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
+        """Note what latent slots read."""
+        for index, column in enumerate(step.columns):
+            if column.slot:
+                self._note(self.latents, column.slot, column, u[:, :, index])
 
-    def note(layer: int) -> Callable[[Any, Any, tuple[Tensor, Tensor, Tensor]], None]:
-        return lambda module, arguments, found: calls[layer].append(found[:2])
+    def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
+        """Note keys of all slots, and queries of the last slot where it is read."""
+        for index, column in enumerate(step.columns):
+            self._note(self._keys, (layer, column.slot), column, k[:, :, index])
+        if step.columns[-1].slot == self.model.method.slots - 1 and q.shape[2]:
+            self._note(self._queries, (layer, step.columns[-1].slot), step.columns[-1], q[:, :, -1])
 
-    hooks = [
-        block.get_submodule("attention.qkv").register_forward_hook(note(layer))
-        for layer, block in enumerate(model.decoder.blocks)
-    ]
-    method.latents = watched  # type: ignore[method-assign, assignment]
-    try:
-        model.think(ids)
-    finally:
-        del method.latents
-        for hook in hooks:
-            hook.remove()
-    tokens = method.tokens(model.decoder, ids, torch.arange(ids.shape[1], device=ids.device))
-    attention = [] if method.slots == 1 else [_latent_mass(model, layer) for layer in calls]
-    return _Seen(latents, tokens.embeds[:, :, 0], attention)
+    def _note(self, board: dict[Any, Tensor], key: Any, column: Column, values: Tensor) -> None:
+        if key not in board:
+            board[key] = values.new_zeros(*self._shape, *values.shape[2:])
+        board[key][:, self.first + column.first : self._end : column.every] = values
 
-
-def _latent_mass(model: LanguageModel, calls: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Attention of the last slot on latent slots in one layer, from its calls' (q [B, L, R, H, D], k [B, L, S, H_kv, D])."""
-    slots = model.method.slots
-    q, k = calls[-1][0][:, :, -1:], calls[-1][1]
-    if k.shape[2] < slots:  # slot by slot: the last S calls are the last sweep
-        k = torch.cat([keys for _, keys in calls[-slots:]], dim=2)
-    length = q.shape[1]
-    angles = model.decoder.angles(torch.arange(length, device=q.device))
-    if angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
-    k = k.repeat_interleave(q.shape[3] // k.shape[3], dim=3)
-    scores = torch.einsum("bthd,bushd->bhtus", q[:, :, 0].float(), k.float()) * q.shape[-1] ** -0.5
-    seen = torch.tensor(
-        [model.method.visibility.sees(slots - 1, slot) for slot in range(slots)], device=q.device
-    )
-    past = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    scores = scores.masked_fill(~(past[:, :, None] & seen), float("-inf"))
-    p = scores.flatten(-2).softmax(dim=-1).unflatten(-1, (length, slots))
-    return p[..., 1:].sum(dim=(-2, -1)).mean().item()
+    def attention(self) -> list[float]:
+        """Attention of the last slot on latent slots, layer by layer."""
+        slots, sees = self.model.method.slots, self.model.method.visibility.sees
+        past = torch.ones(self._shape[1], self._shape[1], dtype=torch.bool, device=self.tokens.device).tril()
+        if self.documents is not None:
+            past = past & (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
+        masses = []
+        for layer in sorted({layer for layer, _ in self._queries}):
+            seen = [s for s in range(slots) if sees(slots - 1, s) and (layer, s) in self._keys]
+            q = self._queries[layer, slots - 1]
+            k = torch.stack([self._keys[layer, slot] for slot in seen], dim=2)
+            k = k.repeat_interleave(q.shape[2] // k.shape[3], dim=3)
+            scores = torch.einsum("bthd,bushd->bhtus", q.float(), k.float()) * q.shape[-1] ** -0.5
+            p = scores.masked_fill(~past[..., None], float("-inf")).flatten(-2).softmax(dim=-1)
+            latent = torch.tensor([slot > 0 for slot in seen], device=p.device)
+            masses.append(p.unflatten(-1, (-1, len(seen)))[..., latent].sum(dim=(-2, -1)).mean().item())
+        return masses
 
 
 def _collapse(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
@@ -241,9 +231,3 @@ def _collapse(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
     entropy = -(shares * shares.clamp(min=1e-30).log()).sum()
     size = z.square().mean().sqrt() / tokens.double().square().mean().sqrt()
     return Collapse(slot, cosine.item(), shares[0].item(), entropy.exp().item(), size.item())
-
-
-def _residual(model: LanguageModel, ids: Tensor) -> list[float]:
-    exact = hidden_states(model, ids, "exact")
-    difference = (hidden_states(model, ids, "training") - exact).norm(dim=-1) / exact.norm(dim=-1)
-    return difference.mean(dim=0).tolist()

@@ -13,8 +13,8 @@ from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.evaluation.answers import Answers
-from latentpt.evaluation.perplexity import summed_loss
 from latentpt.evaluation.scoring import Forward
+from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
 
 

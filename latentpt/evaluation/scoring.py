@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
-from latentpt.generation.decode import Session
+from latentpt.thoughts.measure import hidden_states
 from latentpt.thoughts.model import LanguageModel
 
 Forward = Literal["training", "exact"]
@@ -25,14 +24,6 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def hidden_states(model: LanguageModel, ids: Tensor, forward: Forward) -> Tensor:
-    """h(t, N) after the final norm, [B, L, d], of ids [B, L]."""
-    if forward == "exact":
-        return Session(model, *ids.shape).extend(ids)
-    return model.think(ids)[0]
-
-
-@torch.no_grad()
 def score(
     model: LanguageModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], forward: Forward = "training"
 ) -> list[Score]:
@@ -46,7 +37,7 @@ def score(
     width = max(map(len, rows)) - 1
     device = next(model.parameters()).device
     inputs = torch.tensor([row[:-1] + [0] * (width + 1 - len(row)) for row in rows], device=device)
-    hidden = hidden_states(model, inputs, forward)
+    hidden = hidden_states(model, inputs, forward == "exact")
     scores = []
     for row, (ids, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
         count = min(len(continuation), len(ids) - 1)

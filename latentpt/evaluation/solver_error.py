@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latentpt.generation.decode import Session
-from latentpt.thoughts.method import Visibility
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.schedule import Schedule, gauss_seidel, jacobi, strided
 
 
@@ -56,7 +56,7 @@ def solver_errors(model: LanguageModel, tokens: Tensor, sweeps: int = 4) -> list
     picked = _loss(reference, targets)
     found = []
     for name, schedule in schedules(method.slots, sweeps).items():
-        hidden, _ = model.think(ids, schedule)
+        hidden = model.think(ids, schedule)
         scores = _log_probabilities(model, hidden)
         divergence = (reference.exp() * (reference - scores)).sum(-1).mean()
         state = (hidden - exact).norm() / exact.norm()

@@ -19,13 +19,15 @@ from torch import Tensor
 from latentpt.generation.decode import Continuations, OnToken, Session
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling, distribution, draw
-from latentpt.thoughts.method import Tokens, Visibility
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Visibility
 
 
 def can_think_ahead(model: LanguageModel) -> bool:
     """Whether the last latent of a position and the next token's slot can be thought in one pass."""
-    return model.method.slots > 1 and model.method.feedback and model.method.visibility is Visibility.CAUSAL
+    method = model.method
+    ordinary = not method.carry and method.span == (0, method.layers)
+    return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and ordinary
 
 
 @torch.no_grad()
@@ -47,62 +49,35 @@ def generate_ahead(
     sampling = sampling or Sampling()
     rows = Continuations(prompts, max_new_tokens, stop_ids, on_token)
     streams = streams or sampling.streams(len(prompts))
-    decoder, device = model.decoder, next(model.parameters()).device
+    head, device, thoughts = model.decoder.head, next(model.parameters()).device, model.method.slots - 1
     session = Session(model, len(prompts), rows.capacity + 1)
     read = torch.tensor([prompt[: rows.common] for prompt in prompts], device=device)
     hidden = session.extend(read, prefill)[:, -1]
-    position = session.position
-    first = draw(distribution(decoder.head(hidden), sampling), streams)
-    ids = rows.next(position, dict(enumerate(first)))
-    tokens, x = _tokens(model, ids, position), None
+    ids = rows.next(session.position, dict(enumerate(draw(distribution(head(hidden), sampling), streams))))
+    ahead = False  # whether slot 0 of the position at hand is thought already
     guessed = kept = 0
     while not rows.done:
-        u, x = _all_but_last(session, tokens, x)
-        q = distribution(decoder.head(decoder.norm(x)[:, 0, 0]), sampling)
-        guess = draw(q, streams)
-        given = [rows.given(row, position + 1) for row in range(len(prompts))]
-        ids = [g if token is None else token for g, token in zip(guess, given, strict=True)]
-        ahead = _tokens(model, ids, position + 1)
-        both, _ = decoder.run(
-            torch.cat([u, ahead.embeds], dim=1),
-            decoder.angles(torch.cat([tokens.positions, ahead.positions])),
-            caches=session.cache.layers,
-        )
-        session.cache.filled += 2
-        p = distribution(decoder.head(decoder.norm(both)[:, 0, 0]), sampling)
-        position, x = position + 1, both[:, 1:]
+        here = torch.tensor(ids, device=device)
+        if not ahead or thoughts > 1:
+            singly = tuple((slot,) for slot in range(ahead, thoughts))
+            (hidden,) = session.run(here[:, None], singly, known=(0,) if ahead else ())
+        q = distribution(head(hidden), sampling)
+        given = [rows.given(row, session.position + 1) for row in range(len(prompts))]
+        guess = [g if token is None else token for g, token in zip(draw(q, streams), given, strict=True)]
+        both = torch.stack([here, torch.tensor(guess, device=device)], dim=1)
+        predicts, hidden = session.run(both, ((thoughts, thoughts + 1),), known=(thoughts - 1,))
+        p = distribution(head(predicts), sampling)
         stays = [
-            token is not None or rows.ended[row] or _stays(p[row], q[row], ids[row], streams[row])
+            token is not None or rows.ended[row] or _stays(p[row], q[row], guess[row], streams[row])
             for row, token in enumerate(given)
         ]
-        guessed, kept = guessed + 1, kept + all(stays)
-        if not all(stays):
-            session.cache.filled -= 1
+        ahead = all(stays)
+        guessed, kept = guessed + 1, kept + ahead
+        if not ahead:
             anew = draw(_left(p, q, stays), streams)
-            ids = [token if stay else new for token, stay, new in zip(ids, stays, anew, strict=True)]
-            ahead, x = _tokens(model, ids, position), None
-        tokens = ahead
-        ids = rows.next(position, dict(enumerate(ids)))
+            guess = [token if stay else new for token, stay, new in zip(guess, stays, anew, strict=True)]
+        ids = rows.next(session.position, dict(enumerate(guess)))
     return rows.found, guessed, kept
-
-
-def _tokens(model: LanguageModel, ids: list[int], position: int) -> Tokens:
-    device = next(model.parameters()).device
-    column = torch.tensor(ids, device=device)[:, None]
-    return model.method.tokens(model.decoder, column, torch.full((1,), position, device=device))
-
-
-def _all_but_last(session: Session, tokens: Tokens, x: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Think slots 0 .. N - 1 (x is slot 0's stream if it was thought ahead); slot N's input and slot N - 1's stream."""
-    decoder, method = session.model.decoder, session.model.method
-    angles, u = decoder.angles(tokens.positions), tokens.embeds
-    for slot in range(method.slots - 1):
-        if x is None or slot > 0:
-            x, _ = decoder.run(u, angles, caches=session.cache.layers)
-            session.cache.filled += 1
-        u = method.latents(decoder, tokens, range(slot + 1, slot + 2), u, method.states(decoder, x))
-    assert x is not None
-    return u, x
 
 
 def _stays(p: Tensor, q: Tensor, token: int, generator: torch.Generator) -> bool:

@@ -16,10 +16,10 @@ from latentpt.config import require_at_least
 from latentpt.data.errors import DataError
 from latentpt.files import write_text
 from latentpt.generation.look import look, records, table
+from latentpt.generation.narrow import narrow_matrices
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Options, Writer
-from latentpt.modeling.linear import narrow_matrices
 from latentpt.seeding import stream
 from latentpt.thoughts.model import LanguageModel
 

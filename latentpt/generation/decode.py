@@ -7,68 +7,56 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from latentpt.generation.cache import SlotCache
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Penalty, Sampling, sample
+from latentpt.thoughts.execute import Watch, execute
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Plan, compile_cells
 
 OnToken = Callable[[int, int], bool | None]
 """Hears of (row, id) as ids are found; answering True ends the row."""
 
 
 class Session:
-    """Exact decoding of a batch: S = N + 1 dependent steps of the trunk per token."""
+    """Exact decoding of a batch: a state in one place, which grows token by token."""
 
     def __init__(self, model: LanguageModel, rows: int, capacity: int) -> None:
         """Room for `rows` sequences of `capacity` positions; raises ValueError if a learned table has fewer rows."""
-        limit = model.config.max_positions
-        if model.config.positions == "learned" and capacity > limit:
-            raise ValueError(f"{capacity} tokens do not fit model.max_positions = {limit}, a learned table")
         self.model = model
-        self.cache = SlotCache(model, rows, capacity)
+        self.cache = model.cache(rows, capacity)
 
     @property
     def position(self) -> int:
         """Positions decoded so far."""
-        return self.cache.filled // self.cache.slots
+        return self.cache.positions
+
+    def step(self, ids: Tensor, watch: Watch | None = None) -> Tensor:
+        """Think about one more token per row, ids int64 [B]; returns h(t, N) after the final norm, [B, d]."""
+        return self.extend(ids[:, None], watch=watch)[:, 0]
 
     @torch.no_grad()
-    def step(self, ids: Tensor, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
-        """Think about one more token per row, ids int64 [B]; returns h(t, N) after the final norm, [B, d].
-
-        `watch(slot, h)` is shown h(t, slot) after the final norm, [B, d], of every slot in turn.
-        """
-        decoder, method = self.model.decoder, self.model.method
-        tokens = method.tokens(decoder, ids[:, None], torch.full((1,), self.position, device=ids.device))
-        angles = decoder.angles(tokens.positions)
-        u = tokens.embeds
-        for slot in range(method.slots):
-            x, _ = decoder.run(u, angles, caches=self.cache.layers)
-            self.cache.filled += 1
-            if watch is not None:
-                watch(slot, decoder.norm(x)[:, 0, 0])
-            if slot + 1 < method.slots:
-                states = method.states(decoder, x) if method.feedback else None
-                u = method.latents(decoder, tokens, range(slot + 1, slot + 2), u, states)
-        return decoder.norm(x)[:, 0, 0]
-
-    @torch.no_grad()
-    def extend(self, ids: Tensor, prefill: Prefill | None = None) -> Tensor:
+    def extend(self, ids: Tensor, prefill: Prefill | None = None, watch: Watch | None = None) -> Tensor:
         """Think about several tokens, ids int64 [B, n]; returns [B, n, d].
 
         Exactly, unless `prefill` chooses otherwise: in parallel where the method has an exact schedule for that, else
         token by token.
         """
-        prefill = prefill or Prefill()
-        if not prefill.in_parallel(self.model):
-            return torch.stack([self.step(column) for column in ids.unbind(1)], dim=1)
-        pieces = []
-        for piece in ids.split(prefill.chunk or ids.shape[1], dim=1):
-            prefix = self.cache.keys_values() if self.cache.filled else None
-            hidden, kv = prefill.read(self.model, piece, prefix)
-            self.cache.write(kv)
-            pieces.append(hidden)
-        return torch.cat(pieces, dim=1)
+        schedule, settled = (prefill or Prefill()).schedule(self.model.method)
+        return self.model.think(ids, schedule, self.cache, watch or settled)
+
+    @torch.no_grad()
+    def run(
+        self, ids: Tensor, cells: tuple[tuple[int, ...], ...], known: tuple[int, ...] = ()
+    ) -> list[Tensor]:
+        """Run single cells of the tokens int64 [B, n] at the position reached, see `plan.compile_cells`.
+
+        Returns the states after the final norm, [B, d], of the cells of the last run.
+        """
+        method, decoder = self.model.method, self.model.decoder
+        tokens = self.model.tokens(ids, self.position)
+        stretch = compile_cells(method.traits(), cells, known)
+        plan = Plan(stretch.traits, ((0, stretch),))
+        return [decoder.norm(x)[:, 0] for x, _ in execute(decoder, method, tokens, plan, self.cache)]
 
 
 class Continuations:
@@ -132,6 +120,7 @@ class Continuations:
         return [sampled[row] if token is None else token for row, token in enumerate(given)]
 
 
+@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.generation.decode import Session
+from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Step, Stretch
 
 
 class Thought(NamedTuple):
@@ -25,22 +27,40 @@ class Thought(NamedTuple):
     """Ids and probabilities, the likeliest first."""
 
 
+class Look(Watch):
+    """Reads |h(t, s)| and softmax(W_o h(t, s)) off every slot of one sequence."""
+
+    every_slot = True
+
+    def __init__(self, model: LanguageModel, top: int) -> None:
+        self.decoder, self.top = model.decoder, min(top, model.config.vocab_size)
+        self.thoughts: list[Thought] = []
+        self.first = 0
+
+    def begin(self, stretch: Stretch, first: int) -> None:
+        """Positions count from here."""
+        self.first = first
+
+    def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
+        """Note the thoughts of a step that reaches the final norm."""
+        if step.layers[1] < len(self.decoder.blocks):
+            return
+        for (first, every, slot), streams in zip(step.columns, x.unbind(2), strict=True):
+            hidden = self.decoder.norm(streams[0])
+            best = self.decoder.head(hidden).float().softmax(-1).topk(self.top)
+            for row, h in enumerate(hidden):
+                likeliest = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
+                position = self.first + first + row * every
+                self.thoughts.append(Thought(position, slot, h.float().norm().item(), list(likeliest)))
+
+
 @torch.no_grad()
 def look(model: LanguageModel, ids: Sequence[int], top: int = 5) -> list[Thought]:
-    """Decode ids exactly and read |h(t, s)| and softmax(W_o h(t, s)) off every slot."""
-    session = Session(model, 1, len(ids))
+    """Decode ids exactly and read |h(t, s)| and softmax(W_o h(t, s)) off every slot, position by position."""
+    watch = Look(model, top)
     device = next(model.parameters()).device
-    thoughts: list[Thought] = []
-
-    def watch(slot: int, hidden: Tensor) -> None:
-        best = model.decoder.head(hidden[0]).float().softmax(-1).topk(min(top, model.config.vocab_size))
-        pairs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        position = session.position - (slot + 1 == model.method.slots)
-        thoughts.append(Thought(position, slot, hidden[0].float().norm().item(), pairs))
-
-    for token in ids:
-        session.step(torch.tensor([token], device=device), watch)
-    return thoughts
+    Session(model, 1, len(ids)).extend(torch.tensor([list(ids)], device=device), watch=watch)
+    return sorted(watch.thoughts, key=lambda thought: (thought.position, thought.slot))
 
 
 def table(thoughts: Sequence[Thought], ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor
-
 from latentpt.config import nearest
-from latentpt.modeling.decoder import KeysValues
-from latentpt.thoughts.converge import solve_to_tolerance
-from latentpt.thoughts.model import LanguageModel
-from latentpt.thoughts.schedule import sequential
+from latentpt.thoughts.converge import until_settled
+from latentpt.thoughts.execute import Watch
+from latentpt.thoughts.method import ThoughtMethod
+from latentpt.thoughts.schedule import Schedule, sequential
 
 Solver = Literal["exact", "sequential", "gauss_seidel", "jacobi"]
 
@@ -47,25 +44,14 @@ class Prefill:
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"prefill chunk must be at least 1, got {self.chunk}")
 
-    def in_parallel(self, model: LanguageModel) -> bool:
-        """Whether prompts of this model are read many positions at once."""
-        if self.solver == "exact":
-            return model.method.exact_schedule().chunk != 1
-        return self.solver != "sequential"
-
-    @torch.no_grad()
-    def read(self, model: LanguageModel, ids: Tensor, prefix: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """h(t, N) after the final norm [B, n, d] of ids [B, n] that follow the prefix, and their keys and values."""
-        exact = model.method.exact_schedule()
+    def schedule(self, method: ThoughtMethod) -> tuple[Schedule, Watch | None]:
+        """The schedule by which prompts are read, and who ends its sweeps early."""
+        exact = method.exact_schedule()
         if self.solver == "sequential":
-            exact = sequential(model.method.slots)
-        elif self.solver != "exact" and exact.chunk == 1:
-            start = prefix[0][0].shape[2] // model.method.slots if prefix else 0
-            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-            tokens = model.method.tokens(model.decoder, ids, positions)
-            x, kv, _ = solve_to_tolerance(
-                model.decoder, model.method, tokens, self.solver == "gauss_seidel", self.tolerance, self.max_sweeps,
-                prefix,
-            )  # fmt: skip
-            return model.decoder.norm(x), kv
-        return model.think(ids, exact, prefix, keep=True)
+            return sequential(method.slots), None
+        if exact.chunk is None:
+            return replace(exact, chunk=self.chunk), None
+        if self.solver == "exact":
+            return exact, None
+        slot_by_slot = self.solver == "gauss_seidel"
+        return until_settled(method.slots, slot_by_slot, self.tolerance, self.max_sweeps, self.chunk)

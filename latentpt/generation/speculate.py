@@ -19,8 +19,8 @@ from latentpt.generation.ahead import can_think_ahead, generate_ahead
 from latentpt.generation.decode import Continuations, OnToken, Session
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling, distribution, draw
-from latentpt.thoughts.method import Visibility
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.plan import Visibility
 
 
 class Speculated(NamedTuple):
@@ -37,7 +37,8 @@ class Speculated(NamedTuple):
 def can_speculate(model: LanguageModel) -> bool:
     """Whether slot 0 of the model is a language model of its own."""
     method = model.method
-    return method.slots > 1 and method.feedback and method.visibility is not Visibility.CAUSAL
+    ordinary = not method.carry and method.span == (0, method.layers)
+    return method.slots > 1 and method.feedback and method.visibility is not Visibility.CAUSAL and ordinary
 
 
 @torch.no_grad()
@@ -105,20 +106,17 @@ def _draft(
     streams: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
     """`ids` and the next `draft` ids by slot 0 alone, [B, draft + 1], and the probabilities they were drawn from."""
-    decoder, method = session.model.decoder, session.model.method
-    device = next(decoder.parameters()).device
-    layers, start = session.cache.first_slots(), session.position
-    proposal, q = [torch.tensor(ids, device=device)], []
+    head, start = session.model.decoder.head, session.position
+    proposal, q = [torch.tensor(ids, device=head.weight.device)], []
     for offset in range(draft):
-        tokens = method.tokens(
-            decoder, proposal[-1][:, None], torch.full((1,), start + offset, device=device)
-        )
-        x, _ = decoder.run(tokens.embeds, decoder.angles(tokens.positions), caches=layers)
-        q.append(distribution(decoder.head(decoder.norm(x)[:, 0, 0]), sampling))
+        (hidden,) = session.run(proposal[-1][:, None], ((0,),))
+        session.cache.positions += 1  # its other slots are thought when the draft is verified
+        q.append(distribution(head(hidden), sampling))
         drawn = draw(q[-1], streams)
         given = [rows.given(row, start + offset + 1) for row in range(len(drawn))]
         chosen = [d if g is None else g for d, g in zip(drawn, given, strict=True)]
-        proposal.append(torch.tensor(chosen, device=device))
+        proposal.append(torch.tensor(chosen, device=head.weight.device))
+    session.cache.rewind(start)
     return torch.stack(proposal, dim=1), torch.stack(q, dim=1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
-from latentpt.modeling.linear import Linear, linear
+from latentpt.modeling.linear import Linear
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
 from latentpt.modeling.rotary import Rotary, rotate
 
@@ -32,17 +32,56 @@ def _flash_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Watch = Callable[[Tensor, Tensor], None]
 
 BACKENDS: dict[str, CausalAttention] = {"sdpa": _sdpa_causal, "flash": _flash_causal}
 """Causal attention of q [B, H, n, D] and k, v [B, H_kv, n, D]; every other visibility goes through merge.py."""
 
 
-class LayerCache(Protocol):
-    """One layer's keys and values of the cells decoded so far."""
+class Part(NamedTuple):
+    """Some of a set's own keys, as queries see them."""
 
-    def append(self, k: Tensor, v: Tensor) -> list[KeyBlock]:
-        """Store the current cells' keys and values [B, H_kv, n, D]; return all that these cells see, own included."""
-        ...
+    columns: slice
+    """Which of the keys, in flat order."""
+    relation: Relation
+    mask: Tensor | None = None
+
+
+class Group(NamedTuple):
+    """Queries that see the same blocks of keys."""
+
+    slots: slice
+    """Which of the slots that are read."""
+    own: tuple[Part, ...]
+    """Of the set's own keys; where these are written into a cache, of the whole cache."""
+    others: tuple[KeyBlock, ...] = ()
+    """Keys from elsewhere."""
+
+
+class View(NamedTuple):
+    """What a set of cells sees in one layer."""
+
+    groups: tuple[Group, ...]
+    """Together they hold every slot that is read, in order."""
+    cache: tuple[Tensor, Tensor] | None = None
+    """Keys and values [B, H_kv, n, D] into which the set's own are written before anybody looks."""
+    place: slice = slice(0)
+    """Where in the cache."""
+
+
+class Injection(nn.Module):
+    """What a method puts into one layer: a module, so that its parameters are trained, gathered and saved with the model.
+
+    `memory` [B, L, S, d] holds the state that each cell is fed, zero where there is none.
+    """
+
+    def residual(self, x: Tensor, memory: Tensor) -> Tensor:
+        """The stream [B, L, S, d] that enters the layer."""
+        return x
+
+    def keys_values(self, x: Tensor, k: Tensor, v: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, L, S, H_kv, D] of the normalised stream x, before the rotation."""
+        return k, v
 
 
 class QKV(Linear):
@@ -53,22 +92,20 @@ class QKV(Linear):
         super().__init__(config.hidden_size, rows, bias=config.bias)
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_width
 
-    # A Linear for its matrix, which is stored and gathered as one; what comes out are its three parts.
-    def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """x [B, L, S, d] -> q [B, L, R, H, D], k and v [B, L, S, H_kv, D], R the number of slots in `read`."""
-        query_rows = self.heads * self.width
+    # A Linear for its matrix, which is stored and gathered as one; what comes out are its parts.
+    def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """x [B, L, S, d] -> q [B, L, R, H, D] of the slots in `read`, k and v [B, L, S, H_kv, D].
+
+        If every slot is read, q and k are one tensor [B, L, S, H + H_kv, D].
+        """
         if read is None:
-            q, kv = linear(x, self.weight, self.bias).split(
-                [query_rows, 2 * self.kv_heads * self.width], dim=-1
-            )
-        else:
-            q_bias, kv_bias = (
-                (None, None) if self.bias is None else (self.bias[:query_rows], self.bias[query_rows:])
-            )
-            q = linear(x[:, :, read], self.weight[:query_rows], q_bias)
-            kv = linear(x, self.weight[query_rows:], kv_bias)
-        k, v = kv.unflatten(-1, (2 * self.kv_heads, self.width)).split(self.kv_heads, dim=-2)
-        return q.unflatten(-1, (self.heads, self.width)), k, v
+            heads = self.multiply(x, self.weight, self.bias).unflatten(-1, (-1, self.width))
+            return heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+        rows = self.heads * self.width
+        q_bias, kv_bias = (None, None) if self.bias is None else (self.bias[:rows], self.bias[rows:])
+        q = self.multiply(x[:, :, read], self.weight[:rows], q_bias)
+        kv = self.multiply(x, self.weight[rows:], kv_bias).unflatten(-1, (-1, self.width))
+        return q.unflatten(-1, (self.heads, self.width)), *kv.split(self.kv_heads, dim=-2)
 
 
 class Attention(nn.Module):
@@ -92,65 +129,45 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         angles: Rotary | None,
-        others: Sequence[KeyBlock] = (),
+        view: View,
         read: slice | None = None,
-        cache: LayerCache | None = None,
-        mask: Tensor | None = None,
+        injection: Injection | None = None,
+        memory: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend from the read slots of x [B, L, S, d].
+        """Attend from the read slots of x [B, L, S, d]; returns [B, L, R, d] and the set's keys and values [B, H_kv, L*S, D].
 
-        Cells see their own set causally, where `mask` (bool [B, 1, L*S, L*S]) allows it, and the `others`; or, when a
-        cache is given, what the cache answers. Returns [B, L, R, d] and this set's keys and values, each [B, H_kv, L*S, D].
+        `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D].
         """
-        slots = x.shape[2]
-        q, k, v = self.qkv(x, read)
+        *turning, v = self.qkv(x, read)
+        heads = [self.qkv.heads, self.qkv.kv_heads]
+        if injection is not None:
+            assert memory is not None
+            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+            k, v = injection.keys_values(x, k, v, memory)
+            turning = [q, k]
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+            turning = [rotate(part, angles) for part in turning]
+        q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+        if watch is not None:
+            watch(q, k)
         k, v = (part.flatten(1, 2).transpose(1, 2) for part in (k, v))
+        seen_k, seen_v = k, v
+        if view.cache is not None:
+            seen_k, seen_v = view.cache
+            seen_k[:, :, view.place], seen_v[:, :, view.place] = k, v
         if q.shape[2] == 0:
             return x[:, :, read], (k, v)
-        if cache is not None:
-            attended = attend_blocks_cheaply(q.flatten(1, 2).transpose(1, 2), cache.append(k, v))
-        elif read is not None:
-            return self._attend_columns(q, k, v, slots, others, read, mask), (k, v)
-        elif others or mask is not None:
-            own = KeyBlock(k, v, Relation.CAUSAL, mask)
-            attended = attend_blocks(q.flatten(1, 2).transpose(1, 2), [own, *others])
-        else:
-            attended = self.causal(q.flatten(1, 2).transpose(1, 2), k, v)
-        return self.out(attended.transpose(1, 2).flatten(2).unflatten(1, (-1, q.shape[2]))), (k, v)
-
-    def _attend_columns(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        slots: int,
-        others: Sequence[KeyBlock],
-        read: slice,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Only some slots are read: each is a column of L queries that sees every column of keys."""
         attended = []
-        for index, slot in enumerate(range(*read.indices(slots))):
-            columns = [
-                KeyBlock(
-                    k[:, :, j::slots],
-                    v[:, :, j::slots],
-                    Relation.CAUSAL if j <= slot else Relation.STRICT,
-                    None if mask is None else mask[:, :, slot::slots, j::slots],
-                )
-                for j in range(slots)
-            ]
-            attended.append(
-                attend_blocks(q[:, :, index].transpose(1, 2), [*columns, *others]).transpose(1, 2)
-            )
-        return self.out(torch.stack(attended, dim=2).flatten(3))
+        for slots, own, others in view.groups:
+            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], relation, mask) for c, relation, mask in own]
+            rows = q[:, :, slots]
+            found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
+            attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
+        return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
 
-
-def attend_blocks_cheaply(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
-    """attend_blocks, with the one-block case that decoding meets at every step as a single plain call."""
-    if len(blocks) == 1 and blocks[0].relation is Relation.ALL:
-        k, v, _, mask = blocks[0]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-    return attend_blocks(q, blocks)
+    def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
+        """q [B, H, n, D] over the blocks; one causal sequence goes to the backend."""
+        if len(blocks) == 1 and blocks[0].relation is Relation.CAUSAL and blocks[0].mask is None:
+            return self.causal(q, blocks[0].k, blocks[0].v)
+        return attend_blocks(q, blocks)

@@ -5,23 +5,32 @@ Shapes: B rows, L positions, S slots per position, R slots that are read, d widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentpt.modeling.attention import Attention, LayerCache
+from latentpt.modeling.attention import Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
 from latentpt.modeling.loss import linear_cross_entropy
-from latentpt.modeling.merge import KeyBlock
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
-KeysValues = list[tuple[Tensor, Tensor]]
-"""Per layer: keys and values [B, H_kv, n, D] of n cells."""
+
+class Ran(NamedTuple):
+    """What a run of layers over a set of cells leaves."""
+
+    x: Tensor
+    """The stream after the last layer, of the slots that are read, [B, L, R, d]."""
+    keys_values: list[tuple[Tensor, Tensor]]
+    """Layer by layer the set's keys and values [B, H_kv, L*S, D], if they were asked for."""
+    tapped: Tensor | None
+    """The stream before the layer that was tapped, [B, L, S, d]."""
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -66,13 +75,17 @@ class Block(nn.Module):
         self,
         x: Tensor,
         angles: Rotary | None,
-        others: Sequence[KeyBlock] = (),
+        view: View,
         read: slice | None = None,
-        cache: LayerCache | None = None,
-        mask: Tensor | None = None,
+        injection: Injection | None = None,
+        memory: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, L, S, d] -> [B, L, R, d] and the keys and values of all S slots."""
-        attended, kv = self.attention(self.attention_norm(x), angles, others, read, cache, mask)
+        if injection is not None:
+            assert memory is not None
+            x = injection.residual(x, memory)
+        attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
@@ -95,7 +108,7 @@ class Head(Linear):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and head. `run` is the one way through the blocks."""
+    """Embedding, blocks, final norm and head. `run` is the one way through the blocks, and thoughts/execute.py calls it."""
 
     def __init__(
         self, config: ModelConfig, backend: str = "sdpa", checkpoint_activations: bool = False
@@ -120,36 +133,41 @@ class Decoder(nn.Module):
 
     def run(
         self,
-        u: Tensor,
+        x: Tensor,
         angles: Rotary | None,
-        others: Sequence[Sequence[KeyBlock]] | None = None,
+        views: Sequence[View],
+        first: int = 0,
         read: slice | None = None,
-        caches: Sequence[LayerCache] | None = None,
         keep: bool = False,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, KeysValues]:
-        """Run the blocks once over a set of cells.
+        tap: int | None = None,
+        injections: nn.ModuleList | None = None,
+        memory: Tensor | None = None,
+        watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Ran:
+        """Run layers `first`, `first` + 1, .. over a set of cells, one for every view.
 
-        u [B, L, S, d] are the cells' inputs; `others` are per layer the key blocks outside the set that it sees;
-        `read` names the slots whose result somebody reads: the last layer computes queries, output and MLP for
-        these alone; `mask` (bool [B, 1, L*S, L*S]) keeps documents in the set apart. Returns the residual stream before the final norm, [B, L, R, d], and, if `keep`, the keys and
-        values that the set leaves for others.
+        x [B, L, S, d] is the stream that enters; a view says what the cells see in its layer; `read` names the slots
+        whose result somebody reads: the last layer computes queries, output and MLP for these alone. `keep` asks for
+        keys and values, `tap` for the stream before a layer. `injections` are every layer's, fed with `memory`
+        [B, L, S, d]; `watch(layer, q, k)` looks on.
         """
-        kept: KeysValues = []
-        x = u
-        for layer, block in enumerate(self.blocks):
-            wanted = read if layer == len(self.blocks) - 1 else None
-            seen = () if others is None else others[layer]
-            if caches is not None:
-                x, kv = block(x, angles, seen, wanted, caches[layer])
-            elif self.checkpoint_activations and torch.is_grad_enabled():
+        kept: list[tuple[Tensor, Tensor]] = []
+        tapped = None
+        for layer, view in enumerate(views, start=first):
+            if layer == tap:
+                tapped = x
+            wanted = read if layer == first + len(views) - 1 else None
+            injection = None if injections is None else injections[layer]
+            look = None if watch is None else functools.partial(watch, layer)
+            inputs = (x, angles, view, wanted, injection, memory, look)
+            if self.checkpoint_activations and torch.is_grad_enabled():
                 # Reentrant checkpointing breaks ZeRO-2 and ZeRO-3 when a block runs several times in one forward.
-                x, kv = checkpoint(block, x, angles, seen, wanted, None, mask, use_reentrant=False)
+                x, kv = checkpoint(self.blocks[layer], *inputs, use_reentrant=False)
             else:
-                x, kv = block(x, angles, seen, wanted, None, mask)
+                x, kv = self.blocks[layer](*inputs)
             if keep:
                 kept.append(kv)
-        return x, kept
+        return Ran(x, kept, x if tap == first + len(views) else tapped)
 
 
 @torch.no_grad()

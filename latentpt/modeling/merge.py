@@ -13,7 +13,7 @@ Softmax over the union of blocks needs no mask and no concatenation: with out_b 
     lse = log sum_b exp(lse_b),      out = sum_b exp(lse_b - lse) out_b,
 
 and the backward of each block is the ordinary flash backward given the *merged* out and lse (the identity behind
-ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept.
+ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept, and grouped keys are not repeated.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,8 +38,8 @@ class Relation(Enum):
 class KeyBlock(NamedTuple):
     """Keys and values [B, H_kv, n, D] and how queries see them.
 
-    `mask` (bool, broadcastable to [B, 1, n_q, n], True = visible) narrows the relation further, for document masking;
-    it costs the explicit mask that blocks without one never build.
+    `mask` (bool, broadcastable to [B, 1, n_q, n], True = visible) narrows the relation further, for documents and
+    slots that were not thought; it costs the explicit mask that blocks without one never build.
     """
 
     k: Tensor
@@ -54,7 +55,10 @@ def attend_blocks(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     """
     if any(block.mask is not None for block in blocks):
         return attend_dense(q, blocks)
-    flat = [tensor for block in blocks for tensor in (_expand(block.k, q), _expand(block.v, q))]
+    if len(blocks) == 1 and blocks[0].relation is Relation.ALL:
+        k, v, *_ = blocks[0]
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+    flat = [tensor for block in blocks for tensor in (block.k, block.v)]
     return _MergedAttention.apply(q, tuple(block.relation for block in blocks), *flat)
 
 
@@ -63,7 +67,7 @@ def attend_dense(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     k = torch.cat([_expand(block.k, q) for block in blocks], dim=2)
     v = torch.cat([_expand(block.v, q) for block in blocks], dim=2)
     mask = torch.cat([_dense_mask(q, block) for block in blocks], dim=-1)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _dense_mask(q: Tensor, block: KeyBlock) -> Tensor:
@@ -125,30 +129,56 @@ class _MergedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         q, out, lse, *kv = ctx.saved_tensors
-        grad_q = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
+        grad_q: Tensor | None = None
         grads: list[Tensor] = []
         for relation, k, v in zip(ctx.relations, kv[::2], kv[1::2], strict=True):
             rows, k_seen, v_seen, causal = _narrow(q, k, v, relation)
-            grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
             n = k_seen.shape[2]
-            if n:
-                dq, dk, dv = _backward_block(
-                    grad[:, :, rows], q[:, :, rows], k_seen, v_seen, out[:, :, rows], lse[:, :, rows], causal
-                )
+            if n == 0:
+                grads += [torch.zeros_like(k), torch.zeros_like(v)]
+                continue
+            dq, dk, dv = _backward_block(
+                grad[:, :, rows], q[:, :, rows], k_seen, v_seen, out[:, :, rows], lse[:, :, rows], causal
+            )
+            if grad_q is None:  # the first block concerns every row
+                grad_q = dq.to(torch.promote_types(q.dtype, torch.float32))
+            else:
                 grad_q[:, :, rows] += dq
-                grad_k[:, :, :n], grad_v[:, :, :n] = dk, dv
-            grads += [grad_k, grad_v]
+            unseen = (0, 0, 0, k.shape[2] - n)
+            grads += [dk, dv] if n == k.shape[2] else [F.pad(dk, unseen), F.pad(dv, unseen)]
+        assert grad_q is not None
         return grad_q.to(q.dtype), None, *grads
+
+
+# Each block goes to one of torch's own kernels that return the log-sum-exp. Overloads are named: later versions of
+# torch add others. `efficient` takes float32 on a GPU and heads that flash does not; `plain` is what is left.
+
+ATEN = torch.ops.aten
+
+
+def _kernel(q: Tensor) -> str:
+    """cpu, flash, efficient or plain: what computes a block of these queries."""
+    if q.device.type == "cpu":
+        return "cpu"
+    if not q.is_cuda or q.shape[-1] % 8 or q.dtype == torch.float64:
+        return "plain"
+    newer = torch.cuda.get_device_capability(q.device) >= (8, 0)
+    low = q.dtype in (torch.float16, torch.bfloat16)
+    return "flash" if low and newer and q.shape[-1] <= 256 else "efficient"
 
 
 def _forward_block(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """One block: out [B, H, n_q, D] and natural-log lse [B, H, n_q] of the scores q k / sqrt(D)."""
-    aten = torch.ops.aten
-    if _on_cpu(q):
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
-    if _has_cuda_flash(q):
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False)
+    kernel = _kernel(q)
+    if kernel == "cpu":
+        return ATEN._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal)
+    if kernel == "flash":
+        out, lse, *_ = ATEN._scaled_dot_product_flash_attention.default(q, k, v, 0.0, causal, False)
         return out, lse
+    k, v = _expand(k, q), _expand(v, q)
+    if kernel == "efficient":
+        out, lse, *_ = ATEN._scaled_dot_product_efficient_attention.default(q, k, v, None, True, 0.0, causal)
+        return out, lse[:, :, : q.shape[2]]  # its rows are padded
     scores = _scores(q, k, causal)
     lse = scores.logsumexp(dim=-1)
     return (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v, lse
@@ -158,31 +188,33 @@ def _backward_block(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one block for q, k, v, given the out and lse merged over all blocks."""
-    aten = torch.ops.aten
-    if _on_cpu(q):
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, causal)
-    if _has_cuda_flash(q):
-        unused = torch.empty(0, dtype=torch.int64, device=q.device)  # dropout's state; there is no dropout
-        return aten._scaled_dot_product_flash_attention_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse.contiguous(),
-            None,
-            None,
-            q.shape[2],
-            k.shape[2],
-            0.0,
-            causal,
-            unused,
-            unused,
+    kernel = _kernel(q)
+    if kernel == "cpu":
+        return ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default(
+            grad, q, k, v, out, lse, 0.0, causal
         )
-    p = (_scores(q, k, causal) - lse.unsqueeze(-1)).exp()
-    delta = (grad * out).sum(-1, keepdim=True, dtype=p.dtype)
-    ds = p * ((grad @ v.mT).to(p.dtype) - delta) * q.shape[-1] ** -0.5
-    return ds.to(k.dtype) @ k, ds.to(q.dtype).mT @ q, p.to(grad.dtype).mT @ grad
+    none = torch.empty(0, dtype=torch.int64, device=q.device)  # dropout's state; there is no dropout
+    if kernel == "flash":
+        return ATEN._scaled_dot_product_flash_attention_backward.default(
+            grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, none, none
+        )
+    wide_k, wide_v = _expand(k, q), _expand(v, q)
+    if kernel == "efficient":
+        padded = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
+        dq, dk, dv, _ = ATEN._scaled_dot_product_efficient_attention_backward.default(
+            grad, q, wide_k, wide_v, None, out, padded, none, none, 0.0, [True, True, True, False], causal
+        )
+    else:
+        p = (_scores(q, wide_k, causal) - lse.unsqueeze(-1)).exp()
+        delta = (grad * out).sum(-1, keepdim=True, dtype=p.dtype)
+        ds = p * ((grad @ wide_v.mT).to(p.dtype) - delta) * q.shape[-1] ** -0.5
+        dq, dk, dv = ds.to(k.dtype) @ wide_k, ds.to(q.dtype).mT @ q, p.to(grad.dtype).mT @ grad
+    return dq, _grouped(dk, k), _grouped(dv, v)
+
+
+def _grouped(grad: Tensor, kv: Tensor) -> Tensor:
+    """Gradient of expanded heads, summed over each group."""
+    return grad if grad.shape[1] == kv.shape[1] else grad.unflatten(1, (kv.shape[1], -1)).sum(2)
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
@@ -192,11 +224,3 @@ def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
     return scores
-
-
-def _has_cuda_flash(q: Tensor) -> bool:
-    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
-
-
-def _on_cpu(q: Tensor) -> bool:
-    return q.device.type == "cpu"

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentpt.modeling.linear import linear
+from latentpt.modeling.linear import Linear, linear
 from latentpt.modeling.loss import CHUNK_ROWS
+
+Product = Callable[..., Tensor]
+"""x W^T of x and W, see `latentpt.modeling.linear`."""
 
 
 def softmax_mixture(
-    hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None = None, chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor,
+    head: Tensor,
+    table: Tensor,
+    top_k: int | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+    multiply: Product = linear,
 ) -> Tensor:
     """P W_e with P = softmax(hidden W_o^T), for hidden [.., d], head W_o [V, d], table W_e [V, d]; returns [.., d].
 
@@ -20,16 +30,16 @@ def softmax_mixture(
     """
     rows = hidden.flatten(0, -2)
     mixed = [
-        checkpoint(_mix, chunk, head, table, top_k, use_reentrant=False)
+        checkpoint(_mix, chunk, head, table, top_k, multiply, use_reentrant=False)
         if torch.is_grad_enabled()
-        else _mix(chunk, head, table, top_k)
+        else _mix(chunk, head, table, top_k, multiply)
         for chunk in rows.split(chunk_rows)
     ]
     return torch.cat(mixed).view_as(hidden)
 
 
-def _mix(hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None) -> Tensor:
-    logits = linear(hidden, head)
+def _mix(hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None, multiply: Product) -> Tensor:
+    logits = multiply(hidden, head)
     if top_k is None or top_k >= logits.shape[-1]:
         return logits.softmax(dim=-1).to(table.dtype) @ table
     largest = logits.topk(top_k, dim=-1)
@@ -40,6 +50,6 @@ def _mix(hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None) -> Tens
 class Mixture(nn.Module):
     """softmax_mixture as a module, so that ZeRO-3 gathers head and embedding around it."""
 
-    def forward(self, hidden: Tensor, head: nn.Linear, embedding: nn.Embedding, top_k: int | None) -> Tensor:
+    def forward(self, hidden: Tensor, head: Linear, embedding: nn.Embedding, top_k: int | None) -> Tensor:
         """Mixture [.., d] of the unscaled embedding rows."""
-        return softmax_mixture(hidden, head.weight, embedding.weight, top_k)
+        return softmax_mixture(hidden, head.weight, embedding.weight, top_k, multiply=head.multiply)

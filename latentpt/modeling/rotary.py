@@ -9,22 +9,25 @@ from torch import Tensor
 
 
 class Rotary(NamedTuple):
-    """cos and sin of the angles, float32 [L, r/2] or [B, L, r/2] with r rotated values per head."""
+    """cos and sin of the angles, float32 [L, 1 or S, r/2] or [B, L, 1 or S, r/2] with r rotated values per head."""
 
     cos: Tensor
     sin: Tensor
 
 
 def rotary(positions: Tensor, size: int, theta: float) -> Rotary:
-    """Angles of int positions [L] or [B, L] for `size` rotated values: t * theta^(-2 i / size), i < size / 2."""
+    """Angles of int positions [L] or [B, L] for `size` rotated values: t * theta^(-2 i / size), i < size / 2.
+
+    All slots of a position turn by one angle, [(B,) L, 1, r/2].
+    """
     exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
-    angles = positions.to(torch.float32)[..., None] * theta**-exponents
+    angles = positions.to(torch.float32)[..., None, None] * theta**-exponents
     return Rotary(angles.cos(), angles.sin())
 
 
 def rotate(x: Tensor, angles: Rotary) -> Tensor:
-    """Rotate the first r values of every head of x [B, L, S, H, D]; all slots of a position turn by its angle."""
-    cos, sin = (part.to(x.dtype)[..., None, None, :] for part in angles)  # [(B,) L, 1, 1, r/2]
+    """Rotate the first r values of every head of x [B, L, S, H, D]."""
+    cos, sin = (part.to(x.dtype)[..., None, :] for part in angles)  # [(B,) L, 1 or S, 1, r/2]
     return _Rotation.apply(x, cos, sin) if x.requires_grad else _turn(x, cos, sin)
 
 

@@ -1,52 +1,46 @@
-"""Solve a stretch by repeating one sweep until it no longer changes anything: for prompts, without gradient."""
+"""Sweep until nothing moves: a schedule of many sweeps that ends early, for prompts."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from latentpt.modeling.decoder import Decoder, KeysValues
-from latentpt.thoughts.method import ThoughtMethod, Tokens
-from latentpt.thoughts.schedule import Sweep
-from latentpt.thoughts.solvers import Cells, Stretch
+from latentpt.thoughts.execute import Watch
+from latentpt.thoughts.plan import Step, Stretch
+from latentpt.thoughts.schedule import Schedule, gauss_seidel, jacobi
 
 
-@torch.no_grad()
-def solve_to_tolerance(
-    decoder: Decoder,
-    method: ThoughtMethod,
-    tokens: Tokens,
-    slot_by_slot: bool,
-    tolerance: float,
-    most: int,
-    prefix: KeysValues | None = None,
-) -> tuple[Tensor, KeysValues, int]:
-    """Sweep over tokens [B, L] until the latent slots' inputs change by less than `tolerance`, `most` times at most.
-
-    The sweep goes slot by slot (Gauss-Seidel) or over all cells at once (Jacobi, after its growing passes). The change
-    is the largest over all positions of ||u - u'|| / ||u||. Returns the residual stream of the last slots [B, L, d], the
-    keys and values of the stretch, and the number of sweeps over all slots.
-    """
-    slots = method.slots
-    stretch = Stretch(decoder, method, tokens, list(prefix or []))
-    again = Sweep(slots, stride=slots if slot_by_slot else 1)
-    growing = [] if slot_by_slot else [Sweep(k) for k in range(1, slots)]
-    cells: Cells | None = None
-    for sweep, following in zip(growing, [*growing, again][1:], strict=True):
-        cells = stretch.sweep(sweep, following, cells, keep=False)
-    before: Tensor | None = None
-    count = 1
-    while count < most:
-        cells = stretch.sweep(again, again, cells, keep=False)
-        count += 1
-        latents = cells.inputs[:, :, -1]
-        if before is not None and _change(latents, before) < tolerance:
-            break
-        before = latents
-    cells = stretch.sweep(again, None, cells, keep=True)
-    return cells.x[:, :, -1], cells.kv, count
+def until_settled(
+    slots: int, slot_by_slot: bool, tolerance: float, most: int, chunk: int | None = None
+) -> tuple[Schedule, Settled]:
+    """At most `most` sweeps over all slots, slot by slot or all cells at once, and who says when they are enough."""
+    sweeps = gauss_seidel(slots, most) if slot_by_slot else jacobi(slots, most - 1)
+    return Schedule(sweeps.sweeps, chunk), Settled(slots - 1, tolerance)
 
 
-def _change(new: Tensor, old: Tensor) -> float:
-    """Largest relative distance of rows of [B, L, d]."""
-    return ((new - old).norm(dim=-1) / new.norm(dim=-1)).max().item()
+class Settled(Watch):
+    """Sweeps are enough when the input of no position's last slot moves by more than a share `tolerance` of its size."""
+
+    def __init__(self, slot: int, tolerance: float) -> None:
+        self.slot, self.tolerance = slot, tolerance
+        self.before: Tensor | None = None
+        self.moved = float("inf")
+        self.sweeps = 0
+        """Sweeps over all slots of the last stretch, the one that reads included."""
+
+    def begin(self, stretch: Stretch, first: int) -> None:
+        """Nothing of this stretch is known."""
+        self.before, self.moved, self.sweeps = None, float("inf"), 1
+
+    def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
+        """Note how far the last slot's input has moved."""
+        if step.columns[-1].slot != self.slot:
+            return
+        now = u[:, :, -1]
+        if self.before is not None:
+            self.moved = ((now - self.before).norm(dim=-1) / now.norm(dim=-1)).max().item()
+        self.before = now
+
+    def enough(self, sweep: int) -> bool:
+        """Whether the sweep that reads may come next."""
+        self.sweeps += 1
+        return self.moved < self.tolerance

@@ -1,9 +1,20 @@
-"""Positions of tokens whose documents are kept apart."""
+"""Documents inside a sample: which one a token belongs to and where in it, for models that keep them apart.
+
+Samples run across documents. By default a model sees the whole sample, as Pythia did; kept apart, attention and carried
+states stay inside a document and positions restart at its first token. The end-of-document token *opens* the document
+after it: the document before learns to predict it as its end, and what follows it is learnt as a beginning, which is
+how prompts and rolling likelihoods begin. Every slot (t, s) has the document and the position of its token t.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def document_ids(tokens: Tensor, eod_id: int) -> Tensor:
+    """Number of the document of every token of `tokens` [B, L], counted in each sample: int64 [B, L]."""
+    return (tokens == eod_id).long().cumsum(dim=-1)
 
 
 def document_positions(documents: Tensor) -> Tensor:

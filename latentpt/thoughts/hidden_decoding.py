@@ -9,6 +9,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.method import ThoughtMethod, Tokens
+from latentpt.thoughts.state import Before
 
 
 class SequentialHiddenDecoding(ThoughtMethod):
@@ -21,9 +22,7 @@ class SequentialHiddenDecoding(ThoughtMethod):
         shape = (model.vocab_size, model.hidden_size)
         self.tables = nn.ModuleList(nn.Embedding(*shape) for _ in range(config.num_thoughts))
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The token's row in the table of each slot."""
         rows = torch.stack([self.tables[slot - 1](tokens.ids) for slot in slots], dim=2)
         return tokens.placed(rows * self.embed_scale)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from latentpt.modeling.decoder import Decoder
-from latentpt.thoughts.method import ThoughtMethod, Tokens, Visibility
+from latentpt.thoughts.method import ThoughtMethod, Tokens
+from latentpt.thoughts.plan import Visibility
+from latentpt.thoughts.state import Before
 
 
 class Loop(ThoughtMethod):
@@ -17,9 +19,7 @@ class Loop(ThoughtMethod):
         """The stream before the final norm, which is applied once, after the last loop."""
         return x
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The stream goes on; positions entered it in the first loop."""
-        assert states is not None
-        return states
+        assert before is not None
+        return before.states

@@ -1,9 +1,8 @@
-"""What a thought method is: how many slots, what fills them, what they see, which schedule solves them."""
+"""What a thought method is: how many slots, what is fed into them, what they see, which schedule solves them."""
 
 from __future__ import annotations
 
 import math
-from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -13,27 +12,9 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
-
-
-class Visibility(Enum):
-    """Which slots s' a slot s sees (of positions t' <= t; of its own position only what was thought before)."""
-
-    CAUSAL = "every earlier slot"
-    STAGE_CAUSAL = "s' <= s"
-    SAME_SLOT = "s' = s"
-
-    def sees(self, slot: int, other: int) -> bool:
-        """Whether slot `slot` sees slot `other` of earlier positions."""
-        if self is Visibility.SAME_SLOT:
-            return other == slot
-        return self is Visibility.CAUSAL or other <= slot
-
-    def columns(self, slot: int, slots: int) -> list[slice]:
-        """Where, in a flat sequence of cells with `slots` per position, the cells lie that slot `slot` sees."""
-        if self is Visibility.CAUSAL:
-            return [slice(None)]
-        return [slice(j, None, slots) for j in range(slots) if self.sees(slot, j)]
+from latentpt.thoughts.state import Before
 
 
 class Tokens(NamedTuple):
@@ -42,33 +23,46 @@ class Tokens(NamedTuple):
     ids: Tensor
     """Token ids int64 [B, L]."""
     embeds: Tensor
-    """Inputs of the token slots [B, L, 1, d]: scaled embeddings, learned positions included."""
+    """What the slots are made from, [B, L, 1, d]: scaled embeddings, learned positions included; in a span of layers the
+    stream that enters it."""
     rows: Tensor | None
     """Scaled rows of the learned position table [(B,) L, 1, d], which latent slots reuse; None with rotary positions."""
     positions: Tensor
     """Positions int64 [L] or [B, L]."""
     documents: Tensor | None = None
     """Number of each token's document, int64 [B, L], where documents are kept apart."""
+    alive: Tensor | None = None
+    """Slots that each token thinks, int64 [B, L]: nobody sees its later ones, and the last of these predicts. 0 is padding."""
 
     def placed(self, latents: Tensor) -> Tensor:
         """Inputs of latent slots [B, L, n, d] on the row of their position, where positions are learned."""
         return latents if self.rows is None else latents + self.rows
 
-    def at(self, index: slice | Tensor) -> Tokens:
+    def at(self, index: slice) -> Tokens:
         """The tokens at some places of the stretch."""
+        if index == slice(0, None, 1):
+            return self
         rows = None if self.rows is None else self.rows[..., index, :, :]
-        documents = None if self.documents is None else self.documents[:, index]
-        return Tokens(self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents)
+        documents, alive = (None if t is None else t[:, index] for t in (self.documents, self.alive))
+        return Tokens(
+            self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents, alive
+        )
 
 
 class ThoughtMethod(nn.Module):
-    """Base of all methods; a subclass says in `latents` what fills slot s from slot s - 1.
+    """Base of all methods; a subclass says in `inject` what goes into a slot.
 
     A method is stateless unless it owns parameters. Everything it needs of the model is handed to it.
     """
 
     feedback = True
-    """Whether a latent slot depends on the state before it; without feedback one pass is exact."""
+    """Whether a latent slot is fed the state before it; without feedback one pass is exact."""
+    carry = False
+    """Whether slot 0 is fed the state of the last slot of the position before (zero at the beginning of a document)."""
+    tap: int | None = None
+    """The layer before which states are taken off the stream; None: where the span of layers ends."""
+    injections: nn.ModuleList | None = None
+    """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
     default_scale: float | None = 2.5
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
     fixed_visibility: Visibility | None = None
@@ -77,7 +71,7 @@ class ThoughtMethod(nn.Module):
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.width = model.hidden_size
+        self.width, self.layers = model.hidden_size, model.num_layers
 
     @property
     def slots(self) -> int:
@@ -88,6 +82,20 @@ class ThoughtMethod(nn.Module):
     def visibility(self) -> Visibility:
         """What a slot sees."""
         return self.fixed_visibility or Visibility[self.config.visibility.upper()]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The layers that are run for every slot; those before run on the token alone, those after on the last slot."""
+        return 0, self.layers
+
+    def feeds(self, slots: int) -> tuple[Feed | None, ...]:
+        """Slot by slot the cell whose state it is fed."""
+        first = Feed(1, slots - 1) if self.carry else None
+        return first, *(Feed(0, slot - 1) if self.feedback else None for slot in range(1, slots))
+
+    def traits(self, slots: int | None = None) -> Traits:
+        """What a plan is made for, with `slots` slots in use (None: all)."""
+        return Traits(self.visibility, self.feeds(slots or self.slots), self.layers, self.span, self.tap)
 
     @property
     def embed_scale(self) -> float:
@@ -109,16 +117,13 @@ class ThoughtMethod(nn.Module):
         return Tokens(ids, embeds, rows, positions)
 
     def states(self, decoder: Decoder, x: Tensor) -> Tensor:
-        """What of the residual stream x [.., d] after the last block is fed back: the last hidden state, after the norm."""
+        """What of the stream x [.., d] at the tap is fed back: by default the last hidden state, after the norm."""
         return decoder.norm(x)
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
-        """Inputs [B, L, n, d] of the n latent slots named, from the n slots before them.
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
+        """Inputs [B, L, n, d] of the n slots named, from the cells that they are fed by; None in slots that none feeds.
 
-        inputs and states [B, L, n, d] are what those earlier slots read and what came out of them; None in a method
-        without feedback.
+        A slot 0 that nothing is carried into reads its token, and this is not called.
         """
         raise NotImplementedError
 
@@ -129,15 +134,14 @@ class ThoughtMethod(nn.Module):
         """
         config, slots = self.config, slots or self.slots
         refinements = config.refinement_range[1] if refinements is None else refinements
-        if slots == 1:
-            return one_pass(1)
+        exact = self.exact_schedule(slots)
+        if slots == 1 and exact.chunk is None:
+            return exact
         if config.solver == "sequential":
             return sequential(slots)
-        if self.visibility is not Visibility.CAUSAL:
-            return Schedule(by_slot(slots).sweeps, config.chunk)
-        if not self.feedback:
-            return Schedule(one_pass(slots).sweeps, config.chunk)
-        if config.solver == "jacobi":
+        if exact.chunk is None:
+            solved = exact
+        elif config.solver == "jacobi":
             solved = jacobi(slots, refinements)
         elif config.solver == "gauss_seidel":
             solved = gauss_seidel(slots, refinements + 1)
@@ -145,14 +149,18 @@ class ThoughtMethod(nn.Module):
             solved = strided(slots, config.stride, refinements)
         return Schedule(solved.truncated(config.bptt_passes).sweeps, config.chunk)
 
-    def exact_schedule(self) -> Schedule:
-        """The cheapest schedule that is exact: one sweep, unless later slots are seen and states fed back."""
-        if self.slots == 1 or (not self.feedback and self.visibility is Visibility.CAUSAL):
-            return one_pass(self.slots)
-        return sequential(self.slots) if self.visibility is Visibility.CAUSAL else by_slot(self.slots)
+    def exact_schedule(self, slots: int | None = None) -> Schedule:
+        """The cheapest schedule that is exact: one sweep, unless a slot sees or is fed what is thought after it."""
+        slots = slots or self.slots
+        feeds = self.feeds(slots)
+        ordered = slots == 1 or self.visibility is not Visibility.CAUSAL
+        if not any(feeds) and (slots == 1 or not ordered):
+            return one_pass(slots)
+        in_order = all(feed is None or feed.slot < slot for slot, feed in enumerate(feeds))
+        return by_slot(slots) if ordered and in_order else sequential(slots)
 
-    def latent_flops(self, model: ModelConfig) -> int:
-        """Forward FLOPs of making one latent slot's input, beyond the trunk."""
+    def injection_flops(self, model: ModelConfig, slot: int) -> int:
+        """Forward FLOPs of making the input of one cell of a slot, beyond the layers."""
         return 0
 
     def choices(self, step: int) -> list[tuple[float, Schedule]]:

@@ -24,7 +24,9 @@ class MixingMethod(ThoughtMethod):
         """c softmax(W_o h) W_e of states h [.., d]."""
         return self.mixture(states, decoder.head, decoder.embedding, self.config.top_k) * self.embed_scale
 
-    def latent_flops(self, model: ModelConfig) -> int:
+    def injection_flops(self, model: ModelConfig, slot: int) -> int:
         """Logits, and the mixture of all or of the top k rows."""
+        if slot == 0:
+            return 0
         mixed = min(self.config.top_k or model.vocab_size, model.vocab_size)
         return 2 * model.hidden_size * (model.vocab_size + mixed)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
-from latentpt.modeling.decoder import Decoder, KeysValues, initialize
+from latentpt.modeling.decoder import Decoder, initialize
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.documents import document_positions
+from latentpt.thoughts.execute import Streams, Watch, execute
+from latentpt.thoughts.method import Tokens
+from latentpt.thoughts.plan import PlanError, compile_plan
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
-from latentpt.thoughts.solvers import Residuals, solve
+from latentpt.thoughts.state import Cache, State
 
 
 class ModelOutput(NamedTuple):
@@ -52,33 +55,72 @@ class LanguageModel(nn.Module):
         """The schedule of one training step, equal on every rank."""
         return self.method.training_schedule(seed, step)
 
+    def state(self, slots: int | None = None) -> State:
+        """An empty state, for `slots` slots per position (None: all)."""
+        return State(self.method.traits(slots))
+
+    def cache(self, rows: int, capacity: int) -> Cache:
+        """An empty state with room for `capacity` positions of `rows` sequences, for decoding without gradient.
+
+        Raises ValueError if a learned table has fewer positions.
+        """
+        self._check_fits(capacity)
+        return Cache(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
+
+    def tokens(
+        self, input_ids: Tensor, start: int = 0, documents: Tensor | None = None, alive: Tensor | None = None
+    ) -> Tokens:
+        """Ids int64 [B, L] as a method reads them, from position `start` on.
+
+        `documents` [B, L], the number of each token's document, keeps attention and states inside a document and lets
+        positions restart with it; `alive` [B, L] is the number of slots that each token thinks.
+        """
+        end = start + input_ids.shape[1]
+        self._check_fits(end)
+        positions = torch.arange(start, end, device=input_ids.device)
+        if documents is not None:
+            assert start == 0, "a stretch of several documents begins at position 0"
+            positions = document_positions(documents)
+        return self.method.tokens(self.decoder, input_ids, positions)._replace(
+            documents=documents, alive=alive
+        )
+
+    def read(
+        self,
+        tokens: Tokens,
+        schedule: Schedule | None = None,
+        state: State | None = None,
+        watch: Watch | None = None,
+    ) -> list[Streams]:
+        """Run a schedule over tokens that follow the state, which grows by them; see `latentpt.thoughts.execute`.
+
+        Raises PlanError if the schedule needs what nobody provides, or does not go on from this state.
+        """
+        schedule = schedule or self.method.schedule()
+        traits = self.method.traits(schedule.slots)
+        if state is not None and state.traits != traits:
+            raise PlanError(
+                f"a schedule of {schedule.slots} slots cannot go on from a state of {state.traits.slots}"
+            )
+        read_all = tokens.alive is not None or (watch is not None and watch.every_slot)
+        plan = compile_plan(traits, schedule, tokens.ids.shape[1], state is not None, read_all)
+        return execute(self.decoder, self.method, tokens, plan, state, watch)
+
     def think(
         self,
         input_ids: Tensor,
         schedule: Schedule | None = None,
-        prefix: KeysValues | None = None,
-        keep: bool = False,
-        residuals: Residuals | None = None,
+        state: State | None = None,
+        watch: Watch | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, KeysValues]:
+        alive: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states h(t, N) after the final norm, [B, L, d], of ids int64 [B, L] under the schedule.
 
-        `prefix` holds the keys and values of all cells before; `keep` asks for those of these cells as well,
-        `residuals` are told how far each sweep moved. `documents` [B, L], the number of each token's document, keeps
-        attention inside a document and lets positions restart with it; such a stretch has no prefix.
+        `state` is what came before, and grows by these tokens; for `documents` and `alive` see `tokens`.
         """
-        start = prefix[0][0].shape[2] // self.method.slots if prefix else 0
-        end = start + input_ids.shape[1]
-        if self.config.positions == "learned" and end > self.config.max_positions:
-            raise ValueError(f"{end} tokens do not fit model.max_positions = {self.config.max_positions}")
-        positions = torch.arange(start, end, device=input_ids.device)
-        if documents is not None:
-            assert prefix is None, "a stretch of several documents has no prefix"
-            positions = document_positions(documents)
-        tokens = self.method.tokens(self.decoder, input_ids, positions)._replace(documents=documents)
-        schedule = schedule or self.method.schedule()
-        x, kv = solve(self.decoder, self.method, tokens, schedule, prefix, keep, residuals)
-        return self.decoder.norm(x), kv
+        tokens = self.tokens(input_ids, 0 if state is None else state.positions, documents, alive)
+        return self.decoder.norm(self.read(tokens, schedule, state, watch)[-1].x)
 
     def forward(
         self,
@@ -86,22 +128,33 @@ class LanguageModel(nn.Module):
         labels: Tensor | None = None,
         *,
         targets: Tensor | None = None,
+        target_count: Tensor | None = None,
         schedule: Schedule | None = None,
         return_logits: bool = True,
-        residuals: Residuals | None = None,
+        watch: Watch | None = None,
         documents: Tensor | None = None,
     ) -> ModelOutput:
         """Predict the next token at every position of ids int64 [B, L].
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
-        Positions whose target is -100 carry no loss. `residuals` are told how far each refinement moved the latents;
-        `documents` [B, L], the number of each token's document, keeps documents apart.
+        Positions whose target is -100 carry no loss. The loss is the nats, summed over targets and the sweeps that the
+        schedule weighs, over `target_count` (None: the number of targets, at least 1). `watch` looks on; `documents`
+        [B, L], the number of each token's document, keeps documents apart.
         """
-        hidden, _ = self.think(input_ids, schedule, residuals=residuals, documents=documents)
+        streams = self.read(self.tokens(input_ids, documents=documents), schedule, watch=watch)
+        hidden = [(self.decoder.norm(x), weight) for x, weight in streams]
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
-            loss = self.decoder.head(hidden, targets) / (targets != IGNORE).sum()
-        logits = self.decoder.head(hidden) if return_logits else None
+            nats = [weight * self.decoder.head(h, targets) for h, weight in hidden if weight]
+            count = (targets != IGNORE).sum().clamp(min=1) if target_count is None else target_count
+            loss = torch.stack(nats).sum() / count
+        logits = self.decoder.head(hidden[-1][0]) if return_logits else None
         return ModelOutput(loss, logits)
+
+    def _check_fits(self, positions: int) -> None:
+        if self.config.positions == "learned" and positions > self.config.max_positions:
+            raise ValueError(
+                f"{positions} tokens do not fit model.max_positions = {self.config.max_positions}, a learned table"
+            )

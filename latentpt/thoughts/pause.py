@@ -8,6 +8,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.method import ThoughtMethod, Tokens
+from latentpt.thoughts.state import Before
 
 
 class Pause(ThoughtMethod):
@@ -25,9 +26,7 @@ class Pause(ThoughtMethod):
                 f"thoughts.pause_token = {self.row} is no row of the vocabulary; the nearest is {last}"
             )
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The same row everywhere."""
         row = decoder.embedding(tokens.ids.new_full((1, 1, 1), self.row)) * self.embed_scale
         return tokens.placed(row).expand(*tokens.ids.shape, len(slots), -1)

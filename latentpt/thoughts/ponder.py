@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from latentpt.modeling.decoder import Decoder
-from latentpt.thoughts.method import ThoughtMethod, Tokens, Visibility
+from latentpt.thoughts.method import ThoughtMethod, Tokens
 from latentpt.thoughts.mixing import MixingMethod
+from latentpt.thoughts.plan import Visibility
+from latentpt.thoughts.state import Before
 
 
 class Ponder(MixingMethod):
@@ -14,14 +16,11 @@ class Ponder(MixingMethod):
 
     fixed_visibility = Visibility.SAME_SLOT
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The first or the last input plus the expected embedding."""
-        assert states is not None and inputs is not None
-        return (inputs if self.config.cumulative else tokens.embeds) + self.expected_embedding(
-            decoder, states
-        )
+        assert before is not None
+        start = before.inputs if self.config.cumulative else tokens.embeds
+        return start + self.expected_embedding(decoder, before.states)
 
 
 class PonderHidden(ThoughtMethod):
@@ -30,9 +29,7 @@ class PonderHidden(ThoughtMethod):
     fixed_visibility = Visibility.SAME_SLOT
     default_scale = None
 
-    def latents(
-        self, decoder: Decoder, tokens: Tokens, slots: range, inputs: Tensor | None, states: Tensor | None
-    ) -> Tensor:
+    def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The last input plus the state that came of it."""
-        assert states is not None and inputs is not None
-        return inputs + states
+        assert before is not None
+        return before.inputs + before.states

@@ -7,11 +7,13 @@ solves it cell by cell; a schedule solves or approximates it with a few parallel
             stride 1 is one pass over everything (Jacobi), stride S goes slot by slot (Gauss-Seidel)
     chunk   the sweeps are done for one block of positions after another, each seeing the exact states of those
             before; a chunk of one position is sequential decoding
+
+`latentpt.thoughts.plan` compiles a schedule into steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Sweep:
     """Number of sets: 1 = all cells at once, `slots` = slot by slot, m `slots` = slot by slot of every m-th position."""
     grad: bool = True
     """Whether gradient flows through this sweep."""
+    weight: float | None = None
+    """Factor on the nats of this sweep's predictions in the loss; None: 1 for the last sweep and 0 for the others."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,14 @@ class Schedule:
     """Positions solved together; None means all, 1 is sequential decoding."""
 
     @property
+    def slots(self) -> int:
+        """Slots per position in use: those of the last sweep, which predicts."""
+        return self.sweeps[-1].slots
+
+    @property
     def refinements(self) -> int:
         """Sweeps over all slots beyond the first such: Jacobi's K."""
-        full = self.sweeps[-1].slots
-        return sum(sweep.slots == full for sweep in self.sweeps) - 1
+        return sum(sweep.slots == self.slots for sweep in self.sweeps) - 1
 
     @property
     def passes(self) -> int:
@@ -50,10 +58,8 @@ class Schedule:
         if bptt_passes is None:
             return self
         first = len(self.sweeps) - bptt_passes
-        sweeps = tuple(
-            Sweep(sweep.slots, sweep.stride, grad=index >= first) for index, sweep in enumerate(self.sweeps)
-        )
-        return Schedule(sweeps, self.chunk)
+        sweeps = (replace(sweep, grad=index >= first) for index, sweep in enumerate(self.sweeps))
+        return Schedule(tuple(sweeps), self.chunk)
 
 
 def one_pass(slots: int) -> Schedule:

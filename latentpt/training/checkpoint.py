@@ -1,15 +1,10 @@
-"""Checkpoints: the whole training state on disk, independent of the number of ranks and of the ZeRO stage.
-
-    checkpoints/step-00001000/
-        weights-00000-of-00002.safetensors    every parameter once, fp32, divided among the ranks that wrote
-        moments-00000-of-00002.safetensors    Adam's exp_avg.NAME and exp_avg_sq.NAME, fp32
-        meta.json                             progress, shapes, the resolved configuration
-        COMMIT                                sizes of the files; written last: without it the folder is no checkpoint
+"""Writing checkpoints: the whole training state, independent of the number of ranks and of the ZeRO stage.
 
 DeepSpeed's own format is tied to the number of ranks and pickled, and its universal format resumes ZeRO-3 with wrong
 hyperparameters when there are several parameter groups; see `engine`. Here every parameter is assembled on all ranks,
-one at a time, and one of them writes it, so a resume on the same layout continues bit by bit, and on any other within
-rounding. There is no random state to keep: everything random is a function of (seed, step).
+one at a time, and one of them writes it (`latentpt.run.checkpoints` has the layout), so a resume on the same layout
+continues bit by bit, and on any other within rounding. There is no random state to keep: everything random is a function
+of (seed, step).
 """
 
 from __future__ import annotations
@@ -17,60 +12,43 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from latentpt.config import ConfigError
 from latentpt.files import write_text
+from latentpt.run.checkpoints import (
+    MARK,
+    META,
+    NAME,
+    FileRecord,
+    Meta,
+    Progress,
+    Tensors,
+    check_shapes,
+    committed,
+    file_record,
+    read_meta,
+    step_of,
+)
 from latentpt.training.engine import MOMENTS, Engine
 
-MARK = "COMMIT"
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be used, with its path and the reason."""
-
-
-@dataclass
-class Progress:
-    """How far a training has come; together with the tensors it is the whole state."""
-
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    samples: int = 0
-    """Samples read by all ranks together: the whole state of the data loader."""
-    tokens: int = 0
-    """Tokens trained on."""
-    training_flops: float = 0.0
-    """Counted floating point operations of forward and backward so far."""
-    seconds: float = 0.0
-    """Wall time of the training steps, evaluation and checkpoints excluded, over all resumes."""
-    skipped: int = 0
-    """Steps skipped for a non-finite gradient."""
-    skipped_in_a_row: int = 0
-    """Of these, the ones since the last applied step."""
-    refinements: int | None = None
-    """Refinements of the last step where they adapt."""
-    residuals: list[list[float]] = field(default_factory=list)
-    """Measured residuals that have not decided on refinements yet, see `adaptive`."""
+WRITTEN, REMOVED = ".tmp", ".removed"
+"""What the name of a checkpoint's folder ends with while it is being written, or removed."""
 
 
 def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, Any]) -> Path:
     """Write a checkpoint of the current step under `folder`; collective. Returns its path."""
     final = folder / f"step-{progress.step:08d}"
-    side = final.with_suffix(".tmp")
+    side = final.with_name(final.name + WRITTEN)
     rank, world = dist.get_rank(), dist.get_world_size()
     if rank == 0:
-        shutil.rmtree(side, ignore_errors=True)
+        _remove_folder(side)
         side.mkdir(parents=True)
     dist.barrier()
     weights: dict[str, Tensor] = {}
@@ -81,116 +59,65 @@ def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, 
             weights[name] = tensors["weight"].cpu().contiguous()
             moments |= {f"{key}.{name}": tensors[key].cpu().contiguous() for key in MOMENTS}
     part = f"{rank:05d}-of-{world:05d}.safetensors"
+    records: dict[str, FileRecord] = {}
     for kind, content in (("weights", weights), ("moments", moments)):
-        save_file(content, side / f"{kind}-{part}")
-        _sync(side / f"{kind}-{part}")
-    dist.barrier()
+        file = side / f"{kind}-{part}"
+        save_file(content, file)
+        file.chmod(side.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
+        _sync(file)
+        records[file.name] = file_record(file)
+    of_all: list[Any] = [None] * world
+    dist.all_gather_object(of_all, records)  # also waits for all files
     if rank == 0:
-        meta = {
-            "progress": asdict(progress),
-            "updates": engine.updates,
-            "shapes": {name: list(shape) for name, shape in engine.shapes.items()},
-            "layout": {"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
-            "config": dict(config),
-        }
-        write_text(side / "meta.json", json.dumps(meta, indent=1) + "\n")
-        if final.exists():
-            _remove(final)
-        side.rename(final)
-        sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
-        write_text(final / MARK, json.dumps(sizes, indent=1) + "\n")
-        _sync(folder)
+        meta = Meta(
+            progress=progress,
+            updates=engine.updates,
+            shapes=engine.shapes,
+            layout={"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
+            config=dict(config),
+        )
+        commit(side, final, meta, {name: record for part in of_all for name, record in part.items()})
     dist.barrier()
     return final
 
 
-def committed(folder: Path) -> list[Path]:
-    """Finished checkpoints under `folder`, oldest first."""
-    return sorted(mark.parent for mark in folder.glob(f"step-*/{MARK}"))
-
-
-def step_of(path: Path) -> int:
-    """Steps that had been trained when a checkpoint was written."""
-    return int(path.name.removeprefix("step-"))
-
-
-def find(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the latest; raises CheckpointError naming the nearest step there is."""
-    paths = committed(folder)
-    if not paths:
-        raise CheckpointError(f"{folder} holds no finished checkpoint")
-    if step is None:
-        return paths[-1]
-    steps = {step_of(path): path for path in paths}
-    if step not in steps:
-        nearest = min(steps, key=lambda other: abs(other - step))
-        raise CheckpointError(f"{folder} holds no checkpoint of step {step}; the nearest is step {nearest}")
-    return steps[step]
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Progress, shapes and configuration of a checkpoint whose files are all complete."""
-    try:
-        sizes = json.loads((path / MARK).read_text(encoding="utf-8"))
-        for name, size in sizes.items():
-            found = (path / name).stat().st_size
-            if found != size:
-                raise CheckpointError(f"{path / name} is damaged: it has {found} bytes instead of {size}")
-        meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        return meta
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def read_progress(path: Path) -> Progress:
-    """How far the training of a checkpoint had come."""
-    return Progress(**read_meta(path)["progress"])
+def commit(side: Path, final: Path, meta: Meta, records: Mapping[str, FileRecord]) -> None:
+    """Complete the folder `side`, whose tensor files are `records`, and give it its name: from then on it is there."""
+    write_text(side / META, meta.model_dump_json(indent=1) + "\n")
+    marked = {**records, META: file_record(side / META)}
+    mark = {name: record.model_dump() for name, record in sorted(marked.items())}
+    write_text(side / MARK, json.dumps(mark, indent=1) + "\n")
+    _sync(side)
+    if final.exists():
+        _remove(final)
+    side.rename(final)
+    _sync(final.parent)
 
 
 def load(path: Path, engine: Engine) -> Progress:
     """Restore the state that `save` wrote, under any number of ranks and any ZeRO stage; collective.
 
     Raises:
-        CheckpointError: a damaged file, or a checkpoint of another model.
+        CheckpointError: a damaged file (whoever chooses a checkpoint verifies it), or a checkpoint of another model.
     """
     meta = read_meta(path)
-    check_shapes(path, meta["shapes"], engine.shapes)
+    check_shapes(path, meta.shapes, engine.shapes)
 
     def states() -> Iterator[tuple[str, dict[str, Tensor]]]:
-        with _Tensors(path, "weights") as weights, _Tensors(path, "moments") as moments:
-            for name in engine.names:
-                yield name, {"weight": weights[name], **{key: moments[f"{key}.{name}"] for key in MOMENTS}}
+        with Tensors(path, "weights") as weights, Tensors(path, "moments") as moments:
+            for name, shape in engine.shapes.items():
+                adam = {key: moments.take(f"{key}.{name}", shape) for key in MOMENTS}
+                yield name, {"weight": weights.take(name, shape), **adam}
 
-    engine.scatter(states(), meta["updates"])
-    return Progress(**meta["progress"])
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Copy the weights of a checkpoint into a model of one process; raises CheckpointError as `load` does."""
-    parameters = dict(model.named_parameters())
-    check_shapes(path, read_meta(path)["shapes"], {name: tuple(p.shape) for name, p in parameters.items()})
-    with _Tensors(path, "weights") as weights, torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-
-
-def check_shapes(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose parameters are not those of the model, naming the first difference."""
-    for name in [*here, *(name for name in there if name not in here)]:
-        left, right = there.get(name), here.get(name)
-        if left is None or right is None:
-            only = "this model" if left is None else "the checkpoint"
-            raise CheckpointError(
-                f"{path} is a checkpoint of another model: only {only} has a parameter {name}"
-            )
-        if tuple(left) != tuple(right):
-            raise CheckpointError(
-                f"{path} is a checkpoint of another model: {name} is {tuple(left)} there and {tuple(right)} here"
-            )
+    engine.scatter(states(), meta.updates)
+    return meta.progress
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it."""
+    """Remove checkpoints beyond the latest `keep_last`, except those at multiples of `keep_every`; one rank calls it.
+
+    One that cannot be removed is named on stderr and stays.
+    """
     for path in committed(folder)[:-keep_last]:
         step = step_of(path)
         if keep_every is None or step % keep_every:
@@ -198,38 +125,32 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed save or prune has left behind; one rank calls it, before training."""
+    """Remove what a killed save or removal of ours has left behind; one rank calls it, before training."""
     for path in folder.glob("step-*"):
-        if not (path / MARK).exists():
-            shutil.rmtree(path)
-
-
-class _Tensors:
-    """The tensors of one kind by name, wherever the writing ranks have put them; read when asked for."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self._paths = sorted(path.glob(f"{kind}-*.safetensors"))
-        self._files = ExitStack()
-        self._holder: dict[str, Any] = {}
-
-    def __enter__(self) -> _Tensors:
-        for path in self._paths:
-            file = self._files.enter_context(safe_open(path, framework="pt"))
-            self._holder |= dict.fromkeys(file.keys(), file)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._holder[name].get_tensor(name)
-        return tensor
+        if path.suffix in (WRITTEN, REMOVED) and NAME.fullmatch(path.stem):
+            _remove_folder(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, the mark first: a removal cut short leaves no folder that looks like one."""
-    (path / MARK).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    """Remove a checkpoint; it loses its name first, so a removal cut short leaves nothing that looks like one."""
+    aside = path.with_name(path.name + REMOVED)
+    _remove_folder(aside)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        print(f"warning: {path} cannot be removed and stays ({error})", file=sys.stderr)
+        return
+    _remove_folder(aside)
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        print(f"warning: {path} cannot be removed and stays ({error})", file=sys.stderr)
 
 
 def _sync(path: Path) -> None:

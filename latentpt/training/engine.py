@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from latentpt.training.config import OptimizerConfig, ZeroConfig
+from latentpt.run.sections import OptimizerConfig, ZeroConfig
 
 T = TypeVar("T")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}

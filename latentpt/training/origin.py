@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from latentpt.config import ConfigError, differences
-from latentpt.run import RunConfig, cut_metrics
+from latentpt.run import RunConfig, checkpoints, cut_metrics
 from latentpt.training import checkpoint
 
 Start = Literal["auto", "resume", "fresh"]
@@ -21,7 +21,7 @@ FIXED = ("seed", "model.", "data.sequence_length")
 def find_origin(config: RunConfig, start: Start) -> Path | None:
     """The checkpoint from which the training continues, None for a new one; raises if `start` cannot be met."""
     folder = config.folder
-    saved = checkpoint.committed(folder.checkpoints)
+    saved = checkpoints.committed(folder.checkpoints)
     if start == "resume" and not saved:
         raise ConfigError(
             f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
@@ -39,7 +39,7 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
 
 def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
     """Keys of the configuration that differ from those of a checkpoint, with its value and the new one."""
-    before = checkpoint.read_meta(origin)["config"]
+    before = checkpoints.read_meta(origin).config
     return list(differences(before, config.model_dump(mode="json")))
 
 
@@ -55,7 +55,7 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
         for key, old, new in changes(config, origin):
             print(f"note: {key} was {old} and is {new} from here on", flush=True)
     checkpoint.remove_unfinished(folder.checkpoints)
-    cut_metrics(folder.metrics, checkpoint.read_progress(origin).step if origin is not None else 0)
+    cut_metrics(folder.metrics, checkpoints.step_of(origin) if origin is not None else 0)
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

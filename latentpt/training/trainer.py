@@ -20,23 +20,23 @@ from latentpt.data.batches import (
     check_vocabulary,
     validation_batches,
 )
-from latentpt.data.masking import document_ids
 from latentpt.data.opening import open_training, open_validation
-from latentpt.evaluation.perplexity import summed_loss
 from latentpt.files import write_text
-from latentpt.run import RunConfig, RunFolder, read_metrics
+from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
+from latentpt.run.checkpoints import Progress
+from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
+from latentpt.thoughts.documents import document_ids
+from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import Schedule
-from latentpt.thoughts.solvers import Residuals
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
-from latentpt.training.checkpoint import Progress
 from latentpt.training.engine import Engine, start_processes
-from latentpt.training.flops import schedule_cost, training_flops_per_token
 from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
 from latentpt.training.origin import Start, find_origin, prepare_folder
-from latentpt.training.schedule import learning_rate
 
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
@@ -60,7 +60,7 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     model = build_model(config)
     if origin is None and config.training.start_from:
         source = RunFolder(Path(config.training.start_from))
-        checkpoint.load_weights(checkpoint.find(source.checkpoints), model)
+        checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
     dist.barrier()  # every rank has seen the folder as it was
     if rank == 0:
         prepare_folder(config, origin, start, device)
@@ -101,7 +101,7 @@ def training_loss(
     ids, targets = tokens[:, :-1], tokens[:, 1:]
     documents = None if end_token is None else document_ids(ids, end_token)
     loss = model(
-        ids, targets=targets, schedule=schedule, residuals=residuals, documents=documents, return_logits=False
+        ids, targets=targets, schedule=schedule, watch=residuals, documents=documents, return_logits=False
     ).loss
     assert loss is not None  # there are targets
     return loss
@@ -202,7 +202,7 @@ class Trainer:
             loss += (
                 engine.accumulate(tokens, schedule, measured, self.end_token).float() / engine.accumulation
             )
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, progress.step, self.total)
+        lr = learning_rate(self.config.learning_rate, self.config.optimizer.lr, progress.step, self.total)
         engine.step(lr)
         tokens_read = self.global_batch * self.length
         progress.step += 1

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from latentpt.compare.config import load_comparison
+from latentpt.data.indexed import ShardWriter
 
 BASE = {
     "model": {
@@ -25,12 +27,15 @@ STAGES = {"thoughts": {"method": "latent", "num_thoughts": 1, "visibility": "sta
 
 # Writes what a training leaves behind. The environment says at which launch it fails or is interrupted.
 TRAINER = """
-import json, os, sys
+import json, os, random, sys
 from pathlib import Path
 import yaml
 config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
 folder = Path(config["output"])
-folder.mkdir(parents=True, exist_ok=True)
+mark = folder / "checkpoints" / "step-00000030" / "COMMIT"
+mark.parent.mkdir(parents=True, exist_ok=True)
+mark.write_text(str(os.getpid()))  # the content of every training is its own
+(folder / "config.yaml").write_text(yaml.safe_dump(config))
 with open(os.environ["LAUNCHES"], "a") as launches:
     launches.write(folder.name + "\\n")
 number = len(Path(os.environ["LAUNCHES"]).read_text().splitlines())
@@ -39,12 +44,16 @@ if number == int(os.environ.get("FAIL_AT", 0)):
 if number == int(os.environ.get("STOP_AT", 0)):
     sys.exit(0)
 thoughts = config["thoughts"]["num_thoughts"]
+chance = random.Random(0)
 tokens = config["training"]["tokens"] or 1000
 lines = []
 for point in range(1, 31):
+    # A step takes a little more or less; the first ones warm up, and now and then one is held up.
+    took = (1 + thoughts) / 1000 * chance.uniform(0.97, 1.03)
+    took *= (20 if point < 4 else 1) * (3 if point % 11 == 0 else 1)
     shared = {"step": point, "tokens": point * tokens // 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts) / 3}
     loss = 4.0 - 0.1 * thoughts - 0.06 * point + 0.01 * config["seed"]
-    lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1000.0 / (1 + thoughts)})
+    lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1 / took})
     lines.append({"kind": "validation", **shared, "loss": loss})
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 (folder / "summary.json").write_text("{}")
@@ -56,6 +65,9 @@ def comparison(tmp_path, monkeypatch):
     """A function that writes a comparison with some keys changed and loads it."""
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
+    Path("data").mkdir()
+    with ShardWriter("data/validation", np.uint16) as shard:
+        shard.add_document(np.zeros(100, dtype=np.uint16))
 
     def make(**changes):
         values = {"base": "base.yaml", "output": "out", "processes": 1, **changes}
@@ -89,7 +101,13 @@ def measured(monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         alone = {"vanilla": 2.0, "latent": 1.9, "stages": 1.995}[arm]
         loss = alone + 0.01 * seed + 0.01 * ((seed + len(arm)) % 2)
-        record = {"loss": loss - 0.001, "exact_loss": loss, "samples": 8, "texts": {"The ": "<cat> sat"}}
+        record = {
+            "of": measure.subject(plan, arm, seed),
+            "loss": loss - 0.001,
+            "exact_loss": loss,
+            "samples": 8,
+            "texts": {"The ": "<cat> sat"},
+        }
         path.write_text(json.dumps(record))
 
     return pretend, asked

@@ -2,12 +2,10 @@
 
 import pytest
 
-from latentpt.compare.config import load_comparison
-from latentpt.compare.execute import execute, measure_speeds
+from latentpt.compare.execute import execute
 from latentpt.compare.launching import Failed, Interrupted, exclusive
 from latentpt.compare.plan import make_plan, write_plan
 from latentpt.config import ConfigError
-from tests.compare.conftest import LATENT, STAGES
 
 ROUND = ["vanilla-seed0", "latent-seed0", "stages-seed0"]
 
@@ -59,31 +57,3 @@ def test_a_training_that_fails_keeps_no_other_from_being_trained_and_is_tried_ag
 def test_two_runs_of_one_comparison_at_once_are_refused(plan, trainer, measured):
     with exclusive(plan.comparison.folder), pytest.raises(ConfigError, match="being run by another process"):
         execute(plan, trainer[0], measured[0])
-
-
-def test_speeds_are_measured_once_an_arm(comparison, trainer):
-    script, launches = trainer
-    config = comparison(budget="seconds", amount=10)
-    speeds = measure_speeds(config, script)
-    assert speeds == {"vanilla": 1000.0, "latent": 500.0, "stages": 500.0}
-    assert measure_speeds(load_comparison("comparison.yaml"), script) == speeds
-    assert len(launches()) == 3
-
-
-def test_the_speed_of_an_arm_that_changed_is_measured_again(comparison, trainer):
-    script, launches = trainer
-    measure_speeds(comparison(budget="seconds", amount=10), script)
-    changed = {
-        "vanilla": {},
-        "latent": LATENT,
-        "stages": {"thoughts": {**STAGES["thoughts"], "num_thoughts": 2}},
-    }
-    speeds = measure_speeds(comparison(budget="seconds", amount=10, arms=changed), script)
-    assert speeds["stages"] == pytest.approx(1000 / 3)
-    assert launches() == ["vanilla", "latent", "stages", "stages"]
-
-
-def test_a_probe_that_was_stopped_is_not_a_speed(comparison, trainer, monkeypatch):
-    monkeypatch.setenv("STOP_AT", "2")
-    with pytest.raises(Interrupted, match="the speed of arm latent is not measured yet"):
-        measure_speeds(comparison(budget="seconds", amount=10), trainer[0])

@@ -8,7 +8,7 @@ import pytest
 from latentpt.compare.plan import describe_plan, make_plan, read_plan, write_plan
 from latentpt.config import ConfigError, load_config
 from latentpt.run import RunConfig
-from latentpt.training.flops import training_flops_per_token
+from latentpt.thoughts.cost import training_flops_per_token
 from tests.compare.conftest import LATENT, STAGES
 
 
@@ -129,7 +129,7 @@ def test_an_embedding_scale_of_an_arms_own_is_refused_unless_named(comparison):
         ("optimizer", "weight_decay", 0.0),
         ("model", "norm_eps", 0.1),
         ("data", "sequence_length", 8),
-        ("schedule", "warmup", 0.5),
+        ("learning_rate", "warmup", 0.5),
     ],
 )
 def test_a_difference_in_what_must_be_equal_is_refused_unless_named(comparison, section, key, value):

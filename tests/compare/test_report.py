@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_a_row_holds_mean_and_spread_over_seeds(results):
     latent = results(seeds=[0, 1]).arms[1]
     cells = row(latent)
     assert cells[0] == "latent"
+    assert cells[5] == "30.0 G"  # counted by the training
     assert cells[6] == "20 ± 0"
     assert cells[9] == f"1.9100 ± {0.02 / 2**0.5:.4f}"
     assert cells[10].startswith("+0.0010")
@@ -54,6 +56,15 @@ def test_the_verdict_compares_arms_on_the_seeds_that_all_have_finished(results):
     assert verdict(partly)[1] == "Better than vanilla: latent (-0.1000)."
     with_one = Results(whole.plan, [vanilla, ArmResult(latent.plan, latent.runs[:1]), stages])
     assert verdict(with_one)[0].startswith("No verdict: not two seeds")
+
+
+def test_an_arm_trained_anew_is_not_reported_with_the_loss_of_the_old_run(results, trainer, measured):
+    plan = results(seeds=[0, 1]).plan
+    shutil.rmtree(plan.run_folder("latent", 1))
+    execute(plan, trainer[0], after=lambda *_: None)  # trained, and not measured yet
+    assert [[run.seed for run in arm.runs] for arm in read_results(plan).arms] == [[0, 1], [0], [0, 1]]
+    execute(plan, trainer[0], measured[0])
+    assert read_results(plan).complete
 
 
 def test_a_verdict_needs_the_reference(results):

@@ -12,8 +12,8 @@ from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.data.indexed import ShardWriter
 from latentpt.data.manifest import Counts, Manifest, TokenizerRecord
 from latentpt.evaluation import held_out
-from latentpt.evaluation.perplexity import validation_loss
 from latentpt.hub.folders import export_folder
+from latentpt.thoughts.measure import validation_loss
 from tests.conftest import tiny_model
 from tests.folders import BYTES_VOCAB, launch, write_run, write_tokenizer
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from latentpt.evaluation.diagnostics import diagnose_batches, latents_changed
+from latentpt.evaluation.diagnostics import Changed, diagnose_batches
 from latentpt.evaluation.page import diagnostics_page
+from latentpt.thoughts.measure import validation_loss
 from tests.conftest import tiny_ids, tiny_model
 
 LATENT = {"method": "latent", "num_thoughts": 2, "refinements": 30}
@@ -49,12 +50,21 @@ def test_attention_without_queries_is_shared_evenly():
         assert abs(found.latent_share - 2 / 3) < 1e-12 and len(found.attention) == 2
 
 
-def test_what_was_changed_is_as_it_was_afterwards():
+def test_a_watch_changes_latents_while_it_looks_on_and_nothing_afterwards():
     model, ids = tiny_model(**LATENT), tiny_ids()
     before = model(ids).logits
-    with latents_changed(model, torch.zeros_like):
-        assert not torch.equal(model(ids).logits, before)
+    assert not torch.equal(model(ids, watch=Changed(torch.zeros_like)).logits, before)
     assert torch.equal(model(ids).logits, before)
+
+
+def test_documents_kept_apart_are_diagnosed_apart():
+    model = tiny_model("llama", weights=1.0, **LATENT)
+    packed = torch.cat([BATCHES[0][:, :5], torch.full((3, 1), 36), BATCHES[0][:, 6:]], dim=1)
+    apart, together = diagnose_batches(model, [packed], end_token=36), diagnose_batches(model, [packed])
+    assert abs(apart.loss - validation_loss(model, [packed], end_token=36)) < 1e-12
+    assert (
+        max(apart.residual) < 1e-9 and apart.loss != together.loss and apart.attention != together.attention
+    )
 
 
 def test_the_page_stands_alone_and_escapes_names():

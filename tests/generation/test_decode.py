@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from latentpt.evaluation.perplexity import validation_loss
 from latentpt.generation.decode import Session, generate
 from latentpt.generation.sampling import Sampling, sample
 from latentpt.seeding import stream
+from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.registry import METHODS
 from latentpt.thoughts.schedule import sequential
 from tests.conftest import tiny_ids, tiny_model

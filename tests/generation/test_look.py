@@ -24,7 +24,7 @@ def test_the_last_slot_leans_to_what_the_model_predicts():
         torch.testing.assert_close(
             torch.tensor([value for _, value in best]), p[position].topk(3).values.float()
         )
-        norm = model.think(torch.tensor([ids]), sequential(3))[0][0, position].norm()
+        norm = model.think(torch.tensor([ids]), sequential(3))[0, position].norm()
         assert thoughts[3 * position + 2].norm == pytest.approx(norm.item())
 
 

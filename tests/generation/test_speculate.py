@@ -39,7 +39,7 @@ def test_sampled_drafts_leave_the_distribution_as_it_is():
     assert 1 - found.kept / found.drafted > 0.02  # rejections did happen
 
     def p(ids):
-        hidden, _ = model.think(torch.tensor([ids]), model.method.exact_schedule())
+        hidden = model.think(torch.tensor([ids]), model.method.exact_schedule())
         return distribution(model.decoder.head(hidden[:, -1]), warm)[0]
 
     # With a draft of one, the second token of every row was drafted and verified.

@@ -153,7 +153,7 @@ def test_plain_weights_start_a_latent_model_where_they_ended(tmp_path):
     export_folder(plain, tmp_path / "hf")
     thinking = load_folder(tmp_path / "hf", {"method": "latent", "num_thoughts": 1})
     ids = tiny_ids()
-    hidden, _ = thinking.think(ids, thinking.method.schedule(slots=1))
+    hidden = thinking.think(ids, thinking.method.schedule(slots=1))
     torch.testing.assert_close(thinking.decoder.head(hidden), plain(ids).logits, atol=1e-5, rtol=0)
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from latentpt.thoughts.execute import Watch
+from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import (
     Schedule,
     Sweep,
@@ -13,12 +15,11 @@ from latentpt.thoughts.schedule import (
     sequential,
     strided,
 )
-from latentpt.thoughts.solvers import Residuals
 from tests.conftest import tiny_ids, tiny_model
 
 
 def hidden(model, ids, schedule=None):
-    return model.think(ids, schedule)[0]
+    return model.think(ids, schedule)
 
 
 def close(a, b, atol=1e-11):
@@ -199,14 +200,22 @@ def test_the_last_layer_works_only_for_slots_that_are_read():
     assert cells == {"first": [1, 2, 2, 2], "last": [1, 1, 1, 1]}
 
 
-def test_reading_some_slots_gives_what_reading_all_would(family):
-    model = tiny_model(family, method="latent", num_thoughts=2)
-    u = torch.randn(2, 5, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    angles = model.decoder.angles(torch.arange(5))
-    everything, _ = model.decoder.run(u, angles)
-    for read in (slice(0, 1), slice(1, 3), slice(2, 3)):
-        some, _ = model.decoder.run(u, angles, read=read)
-        close(some, everything[:, :, read], atol=1e-12)
+class Everything(Watch):
+    """Wants the streams of all slots and keeps those of the last step."""
+
+    every_slot = True
+
+    def ran(self, step, u, x):
+        self.x = x
+
+
+@pytest.mark.parametrize("solver", ["jacobi", "sequential"])
+def test_reading_some_slots_gives_what_reading_all_would(family, solver):
+    model = tiny_model(family, method="latent", num_thoughts=2, solver=solver)
+    ids, everything = tiny_ids(), Everything()
+    some, all_ = model.think(ids), model.think(ids, watch=everything)
+    close(some, all_, atol=1e-12)
+    close(some[:, -1], model.decoder.norm(everything.x)[:, -1, -1], atol=1e-12)
 
 
 def test_the_number_of_refinements_is_a_function_of_seed_and_step():
@@ -285,7 +294,7 @@ def test_residuals_shrink_and_measuring_changes_nothing(solver):
     model = tiny_model(method="latent", num_thoughts=1, refinements=6, solver=solver, stride=3, weights=1.0)
     ids = tiny_ids(length=9)
     measured = Residuals()
-    plain, watched = model(ids, labels=ids), model(ids, labels=ids, residuals=measured)
+    plain, watched = model(ids, labels=ids), model(ids, labels=ids, watch=measured)
     torch.testing.assert_close(watched, plain, atol=0, rtol=0)
     residuals = measured.values().clamp(min=1e-12)  # below is rounding
     assert residuals.shape == (6,)

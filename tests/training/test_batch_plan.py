@@ -3,7 +3,7 @@
 import pytest
 
 from latentpt.config import ConfigError
-from latentpt.training.config import TrainingConfig
+from latentpt.run.sections import TrainingConfig
 
 
 def test_batches_and_lengths_are_given_in_tokens_or_in_samples_and_steps():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentpt.training.config import OptimizerConfig, ZeroConfig
+from latentpt.run.sections import OptimizerConfig, ZeroConfig
 from latentpt.training.engine import Engine, deepspeed_config, parameter_groups, start_processes
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentpt.training.flops import inference_flops_per_token, schedule_cost, training_cost
+from latentpt.thoughts.cost import inference_flops_per_token, schedule_cost, training_cost
 from tests.conftest import FAMILIES, tiny_ids, tiny_model
 
 ATEN = torch.ops.aten

@@ -11,7 +11,7 @@ import pytest
 from small import ROOT, environment, losses, tiny_run
 
 from latentpt.config import to_yaml
-from latentpt.run import load_model
+from latentpt.run import checkpoints, load_model
 from latentpt.training import checkpoint
 from latentpt.training.trainer import train
 
@@ -72,7 +72,7 @@ def test_sigterm_under_the_launcher_saves_the_step_on_all_ranks(text, tmp_path):
     nodes[0].send_signal(signal.SIGTERM)
     output, _ = runner.communicate(timeout=120)
     assert time.monotonic() - began < 25, "a rank was killed after its grace"
-    step = int(checkpoint.find(config.folder.checkpoints).name.removeprefix("step-"))
+    step = int(checkpoints.find(config.folder.checkpoints).name.removeprefix("step-"))
     assert 5 <= step < 60
     assert f"stopped at step {step} of 60 (SIGTERM)" in output
     train(config)
@@ -107,7 +107,7 @@ def test_a_crash_within_a_save_leaves_the_checkpoint_before_it(crash_at, text, t
         with pytest.raises(KeyboardInterrupt):
             train(config)
     folder = config.folder.checkpoints
-    assert [path.name for path in checkpoint.committed(folder)] == ["step-00000002"]
+    assert [path.name for path in checkpoints.committed(folder)] == ["step-00000002"]
     load_model(config.folder.path)
     train(config)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]

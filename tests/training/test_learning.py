@@ -31,7 +31,7 @@ def test_validation_loss_falls_below_what_any_bigram_model_reaches(tmp_path):
         data={"sequence_length": 64},
         training={"steps": 150, "batch_samples": 32, "micro_batch": 32},
         optimizer={"lr": 4e-3},
-        schedule={"warmup": 0.1},
+        learning_rate={"warmup": 0.1},
         validation={"every": 150, "samples": 300},
         monitor={"every": 10},
         zero={"stage": 0},

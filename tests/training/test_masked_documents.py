@@ -5,8 +5,8 @@ import torch
 from small import END, losses, tiny_run
 
 from latentpt.data.batches import TokenDataset
-from latentpt.evaluation.perplexity import validation_loss
 from latentpt.run import load_model
+from latentpt.thoughts.measure import validation_loss
 from latentpt.training.trainer import train
 from tests.conftest import tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from small import finish, losses, start_ranks, tiny_run
 from test_trainer import plain_losses
 
-from latentpt.training import checkpoint
+from latentpt.run import checkpoints
 from latentpt.training.trainer import train
 
 WORKER = Path(__file__).with_name("two_ranks.py")
@@ -22,7 +22,7 @@ def test_any_number_of_ranks_and_any_zero_stage_give_one_loss_curve_also_across_
     finish(start_ranks(2, WORKER, text, tmp_path))
     taken_back = tiny_run(tmp_path / "taken-back", text)
     shutil.copytree(tmp_path / "all-stages", taken_back.folder.path)
-    shutil.rmtree(checkpoint.find(taken_back.folder.checkpoints))  # step 8; leaves step 6, also of two ranks
+    shutil.rmtree(checkpoints.find(taken_back.folder.checkpoints))  # step 8; leaves step 6, also of two ranks
     train(taken_back)
 
     expected = plain_losses(alone)

@@ -11,11 +11,11 @@ from small import losses, tiny_run
 from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream, TokenDataset
 from latentpt.data.errors import DataError
-from latentpt.run import load_model, read_metrics
-from latentpt.training import checkpoint, trainer
+from latentpt.run import checkpoints, load_model, read_metrics
+from latentpt.training import trainer
 from latentpt.training.engine import parameter_groups
+from latentpt.training.learning_rate import learning_rate
 from latentpt.training.origin import find_origin
-from latentpt.training.schedule import learning_rate
 from latentpt.training.trainer import Trainer, build_model, compile_blocks, train
 
 
@@ -34,7 +34,7 @@ def plain_losses(config):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
             for group in adam.param_groups:
-                group["lr"] = learning_rate(config.schedule, config.optimizer.lr, step, config.steps)
+                group["lr"] = learning_rate(config.learning_rate, config.optimizer.lr, step, config.steps)
             adam.step()
             adam.zero_grad()
             found[step + 1] = loss.item()
@@ -43,7 +43,7 @@ def plain_losses(config):
 
 def final_state(config):
     """Every tensor of the last checkpoint by name."""
-    path = checkpoint.find(config.folder.checkpoints)
+    path = checkpoints.find(config.folder.checkpoints)
     return {name: t for file in path.glob("*.safetensors") for name, t in load_file(file).items()}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from latentpt.training.config import ScheduleConfig
+from latentpt.run.sections import LearningRateConfig
 
 
-def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:
-    """Learning rate of optimizer step `step` (the first is 0) of `total`.
+def learning_rate(shape: LearningRateConfig, peak: float, step: int, total: int) -> float:
+    """Learning rate of optimizer step `step` (the first is 0) of `total`, `peak` times a shape.
 
     Warm-up rises linearly and reaches `peak` in its last step. With p the share of the rest that is done:
 
@@ -16,15 +16,15 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) 
         wsd        1, then linearly down to floor in the decay (Hu et al. 2024, arXiv 2404.06395)
         constant   1
     """
-    warmup = _steps(schedule.warmup, total)
+    warmup = _steps(shape.warmup, total)
     if step < warmup:
         return peak * (step + 1) / warmup
-    if schedule.kind == "constant":
+    if shape.kind == "constant":
         return peak
-    begin = warmup if schedule.kind == "cosine" else max(warmup, total - _steps(schedule.decay, total))
+    begin = warmup if shape.kind == "cosine" else max(warmup, total - _steps(shape.decay, total))
     done = min(1.0, max(0.0, (step + 1 - begin) / max(1, total - begin)))
-    shape = (1 + math.cos(math.pi * done)) / 2 if schedule.kind == "cosine" else 1 - done
-    return peak * (schedule.floor + (1 - schedule.floor) * shape)
+    left = (1 + math.cos(math.pi * done)) / 2 if shape.kind == "cosine" else 1 - done
+    return peak * (shape.floor + (1 - shape.floor) * left)
 
 
 def _steps(length: float, total: int) -> int:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from latentpt.training.config import ScheduleConfig
-from latentpt.training.schedule import learning_rate
+from latentpt.run.sections import LearningRateConfig
+from latentpt.training.learning_rate import learning_rate
 
 
 def rates(total=100, **fields):
-    return [learning_rate(ScheduleConfig(**fields), 2.0, step, total) for step in range(total)]
+    return [learning_rate(LearningRateConfig(**fields), 2.0, step, total) for step in range(total)]
 
 
 @pytest.mark.parametrize("warmup, steps", [(10, 10), (0.1, 10), (1, 1), (0, 0)])
@@ -40,4 +40,4 @@ def test_constant_stays_at_the_peak():
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_short_trainings_and_steps_beyond_the_end_have_a_rate(kind, total):
     for step in range(total + 2):
-        assert 0 < learning_rate(ScheduleConfig(kind=kind), 1.0, step, total) <= 1.0
+        assert 0 < learning_rate(LearningRateConfig(kind=kind), 1.0, step, total) <= 1.0

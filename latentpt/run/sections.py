@@ -22,7 +22,7 @@ class TrainingConfig(Section):
     tokens: int | None = None
     """Length of the training in tokens, rounded up to whole steps; give this or training.steps."""
     stop_at: int | None = None
-    """Stop (and save) after this step although the schedule goes on to the end; null means train to the end."""
+    """Stop (and save) after this step although the learning rate is that of a training that goes on to the end; null means train to the end."""
     start_from: str = ""
     """Folder of a run whose latest weights (not its optimizer state) a new training starts from; empty: fresh weights."""
     batch_samples: int | None = None
@@ -129,7 +129,7 @@ class OptimizerConfig(Section):
         return self
 
 
-class ScheduleConfig(Section):
+class LearningRateConfig(Section):
     """Learning rate over the training: linear warm-up, then a shape that ends at the floor."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -142,12 +142,12 @@ class ScheduleConfig(Section):
     """Learning rate at the end, as a fraction of optimizer.lr."""
 
     @model_validator(mode="after")
-    def _check(self) -> ScheduleConfig:
+    def _check(self) -> LearningRateConfig:
         for name in ("warmup", "decay"):
             _require(
-                getattr(self, name) >= 0, f"schedule.{name} must be 0 or more, got {getattr(self, name)}"
+                getattr(self, name) >= 0, f"learning_rate.{name} must be 0 or more, got {getattr(self, name)}"
             )
-        _require(0 <= self.floor <= 1, f"schedule.floor must be between 0 and 1, got {self.floor}")
+        _require(0 <= self.floor <= 1, f"learning_rate.floor must be between 0 and 1, got {self.floor}")
         return self
 
 

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+from latentpt.generation import narrow as rooms
 from latentpt.generation.decode import generate
-from latentpt.modeling import linear as rooms
-from latentpt.modeling.linear import FEW_ROWS, linear, narrow_matrices
+from latentpt.generation.narrow import FEW_ROWS, narrow_matrices
+from latentpt.modeling.linear import Linear, linear
 from tests.conftest import tiny_ids, tiny_model
 
 
@@ -22,14 +23,17 @@ def compiling(request, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
-def test_a_narrow_matrix_gives_the_product_of_its_widened_form(compiling, rows):
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((rows, 48), (70, 48), (70,)))
-    weight = weight.bfloat16()
-    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
-    found = linear(x, weight, bias)
-    assert found.dtype == torch.float32
+def test_a_narrow_matrix_gives_the_product_of_its_widened_form(compiling, rows, monkeypatch):
+    layer = Linear(48, 70)
+    x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(0))
+    narrow_matrices(layer, torch.bfloat16)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    calls, used = [], rooms.few_rows
+    monkeypatch.setattr(rooms, "few_rows", lambda *given: calls.append(rows) or used(*given))
+    found = layer(x)
+    assert found.dtype == torch.float32 and calls == [rows] * (rows <= FEW_ROWS)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linear(x, layer.weight, layer.bias), found)
 
 
 @torch.no_grad()

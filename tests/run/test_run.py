@@ -18,7 +18,7 @@ from latentpt.run import (
     versions,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))
 
 

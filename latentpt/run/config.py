@@ -1,0 +1,86 @@
+"""Configuration of a run: the sections of all rooms together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from latentpt.config import Section, load_config
+from latentpt.data.config import DataConfig
+from latentpt.modeling.config import ModelConfig
+from latentpt.run.folder import RunFolder
+from latentpt.run.sections import (
+    CheckpointConfig,
+    LearningRateConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+    ZeroConfig,
+)
+from latentpt.thoughts.config import ThoughtsConfig
+
+
+class RunConfig(Section):
+    """Everything that decides a training."""
+
+    renamed: ClassVar[dict[str, str]] = {"schedule": "learning_rate"}
+
+    output: str = ""
+    """Folder of the run; empty means runs/ and the name of the configuration file."""
+    seed: int = 0
+    """Decides initial weights, order of samples and drawn refinements, each as a function of (seed, step)."""
+    model: ModelConfig = ModelConfig()
+    """The decoder."""
+    thoughts: ThoughtsConfig = ThoughtsConfig()
+    """What is thought before every token."""
+    data: DataConfig = DataConfig()
+    """What is read."""
+    training: TrainingConfig
+    """How long and how much at once."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    learning_rate: LearningRateConfig = LearningRateConfig()
+    """Learning rate over the training."""
+    zero: ZeroConfig = ZeroConfig()
+    """What DeepSpeed divides among ranks."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the state is saved."""
+    validation: ValidationConfig = ValidationConfig()
+    """When held-out loss is measured."""
+    monitor: MonitorConfig = MonitorConfig()
+    """What is written down."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        length, limit = self.data.sequence_length, self.model.max_positions
+        if length > limit:
+            raise ValueError(
+                f"data.sequence_length = {length} exceeds model.max_positions = {limit}; "
+                f"the nearest value that fits is {limit}"
+            )
+        if self.training.compile and self.zero.stage == 3:
+            raise ValueError(
+                "training.compile does not work with zero.stage = 3; the nearest stage that does is 2"
+            )
+        self.training.global_batch(length)  # refuses a batch that holds no whole number of samples
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.training.total_steps(self.data.sequence_length)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps everything."""
+        return RunFolder(Path(self.output))
+
+
+def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Load a run's configuration; raises ConfigError, see `latentpt.config.load_config`."""
+    config = load_config(RunConfig, path, overrides)
+    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})

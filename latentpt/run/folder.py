@@ -1,0 +1,121 @@
+"""The folder of a run.
+
+runs/NAME/
+    config.yaml          the resolved configuration
+    versions.json        packages, Python, git revision, device
+    metrics.jsonl        one JSON object a line: what was measured at which step
+    tensorboard/         the same for TensorBoard
+    checkpoints/         see latentpt.run.checkpoints
+    summary.json         written when the training has reached its end
+    STOP                 create it to have the training saved and stopped
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from latentpt.config import Section, to_yaml
+from latentpt.files import write_text
+
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "triton",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "sentencepiece",
+    "flash-attn",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions(self) -> Path:
+        """What the run was made with."""
+        return self.path / "versions.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Measurements, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """The outcome; exists once the training has reached its end."""
+        return self.path / "summary.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Asks a running training to save and stop."""
+        return self.path / "STOP"
+
+    def describe_run(self, config: Section, device: str) -> None:
+        """Write config.yaml and versions.json."""
+        write_text(self.config, to_yaml(config))
+        write_text(self.versions, json.dumps(versions() | {"device": device}, indent=1) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """Package versions, Python, git revision of the code and the command line."""
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "packages": installed,
+        "python": platform.python_version(),
+        "git": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git about the code that runs; None where it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl in order; a last line that a crash cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines beyond `step`, so that a resumed training writes each step once."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

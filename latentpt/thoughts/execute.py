@@ -1,0 +1,498 @@
+"""Execute a plan: the one way in which cells run, in training, prefill, decoding and diagnostics alike.
+
+    prev = the state of the cell that each cell is fed by     zero where a document begins
+    u    = [embed | inject(prev)]                             what each cell reads
+    h    = layers(u, what the cell sees)
+
+A step of the plan that holds all cells is plain causal attention; any other sees key columns that earlier steps left,
+merged by their log-sum-exp. Documents and slots that were not thought narrow what is seen by an explicit mask.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentpt.modeling.attention import Group, Part, View
+from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.merge import KeyBlock, Relation
+from latentpt.modeling.rotary import Rotary
+from latentpt.thoughts.method import ThoughtMethod, Tokens
+from latentpt.thoughts.plan import Column, Fed, Plan, Source, Step, Stretch
+from latentpt.thoughts.state import Before, Cache, KeysValues, State
+
+
+class Watch:
+    """Looks on while a plan is executed. Every method does nothing until a subclass fills it."""
+
+    every_slot = False
+    """Whether the streams of all slots of the last sweep are wanted, not only of the one that predicts."""
+
+    def begin(self, stretch: Stretch, first: int) -> None:
+        """A stretch begins at a position."""
+
+    def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
+        """Inputs [B, L, n, d] made for slots of a step; what is returned goes in."""
+        return u
+
+    def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
+        """Rotated q [B, L, R, H, D] and k [B, L, S, H_kv, D] of a step in a layer."""
+
+    def enough(self, sweep: int) -> bool:
+        """Asked after every sweep: whether those between it and the last one may be left out."""
+        return False
+
+    def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
+        """A step's inputs [B, L, n, d] and the streams [B, L, R, d] of the columns that are read."""
+
+
+class Outcome(NamedTuple):
+    """What a step leaves for those after it."""
+
+    step: Step
+    inputs: Tensor
+    """What its cells read, [B, L, n, d]."""
+    x: Tensor
+    """Streams of the columns that are read, [B, L, R, d]."""
+    keys_values: list[KeysValues]
+    """Layer by layer, if somebody sees them later."""
+    tapped: Tensor | None
+    """Streams at the tap, [B, L, n, d]."""
+
+    def inputs_of(self, columns: slice) -> Tensor:
+        """What some columns read."""
+        return self.inputs[:, :, columns]
+
+    def stream_of(self, columns: slice) -> Tensor:
+        """Streams of some columns after the last layer."""
+        start = self.step.read.start
+        return self.x[:, :, columns.start - start : columns.stop - start]
+
+    def state_of(self, columns: slice) -> Tensor:
+        """Streams of some columns where states are taken."""
+        return self.stream_of(columns) if self.tapped is None else self.tapped[:, :, columns]
+
+
+class Streams(NamedTuple):
+    """What is read off a sweep."""
+
+    x: Tensor
+    """Streams [B, L, d] of the slot that predicts, before the final norm."""
+    weight: float
+    """Factor on its nats in the loss."""
+
+
+def execute(
+    decoder: Decoder,
+    method: ThoughtMethod,
+    tokens: Tokens,
+    plan: Plan,
+    state: State | None = None,
+    watch: Watch | None = None,
+) -> list[Streams]:
+    """Run a plan over tokens [B, L] that follow the state, which grows by them.
+
+    Returns what is read off every sweep that the loss counts; the last sweep's streams come last.
+    """
+    state = State(plan.traits) if state is None else state
+    read = []
+    for start, stretch in plan.stretches:
+        part = tokens.at(slice(start, start + stretch.length, 1))
+        read.append(_Walk(decoder, method, part, stretch, state, watch or Watch()).run())
+    if len(read) == 1:
+        return read[0]
+    return [
+        Streams(torch.cat([x for x, _ in same], dim=1), same[0].weight) for same in zip(*read, strict=True)
+    ]
+
+
+class _Walk:
+    """One stretch of positions, step by step."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        method: ThoughtMethod,
+        tokens: Tokens,
+        stretch: Stretch,
+        state: State,
+        watch: Watch,
+    ) -> None:
+        self.decoder, self.method, self.tokens = decoder, method, tokens
+        self.stretch, self.state, self.watch = stretch, state, watch
+        self.angles = decoder.angles(tokens.positions)
+        self.in_place = isinstance(state, Cache) and stretch.one_row
+        self.outcomes: dict[int, Outcome] = {}
+        self.joined: dict[Any, KeysValues] = {}
+        self.masks: dict[Any, Tensor | None] = {}
+
+    def run(self) -> list[Streams]:
+        """All steps in order; what is read, and the state grown."""
+        self.watch.begin(self.stretch, self.state.positions)
+        steps, index = self.stretch.steps, 0
+        while index < len(steps):
+            step = steps[index]
+            with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
+                self.outcomes[index] = self.step(step)
+            if not step.grad and torch.is_autocast_enabled(self.tokens.embeds.device.type):
+                # Autocast caches the weights it casts; those cast here carry no gradient for the steps to come.
+                torch.clear_autocast_cache()
+            for done in step.done:
+                del self.outcomes[done]
+            index = self.following(index)
+        read = [Streams(self.predicting(slots), weight) for slots, weight in self.stretch.readings]
+        self.grow()
+        return read
+
+    def following(self, index: int) -> int:
+        """The step after one: the next, or, if the watch has seen enough sweeps, the first of the last sweep."""
+        steps, following = self.stretch.steps, index + 1
+        if following == len(steps) or steps[following].sweep == steps[index].sweep:
+            return following
+        last = next(i for i, step in enumerate(steps) if step.sweep == steps[-1].sweep)
+        if not self.watch.enough(steps[index].sweep) or last <= following or not steps[index].refines:
+            return following
+        # Sweeps over the same slots are alike: what this one left stands for what the one before the last leaves.
+        first = next(i for i, step in enumerate(steps) if step.sweep == steps[index].sweep)
+        self.outcomes = {i + (last - following) * (i >= first): o for i, o in self.outcomes.items()}
+        return last
+
+    def step(self, step: Step) -> Outcome:
+        """Run one step."""
+        u, memory = self.inputs(step)
+        layers, everything = range(*step.layers), range(len(step.columns))
+        read = None if step.read == everything else slice(step.read.start, step.read.stop)
+        inner = self.view(step, everything)
+        outer = inner if read is None else self.view(step, step.read)
+        views = [(outer if layer == layers[-1] else inner)(layer) for layer in layers]
+        ran = self.decoder.run(
+            u, self.angles_of(step), views, layers.start, read, step.keep and not self.in_place,
+            self.stretch.traits.tap if step.tapped else None, self.method.injections, memory,
+            None if type(self.watch).attended is Watch.attended else lambda *seen: self.watch.attended(step, *seen),
+        )  # fmt: skip
+        self.watch.ran(step, u, ran.x)
+        return Outcome(step, u, *ran)
+
+    def angles_of(self, step: Step) -> Rotary | None:
+        """Rotary angles of a step's cells: one for all columns of a position, or each its own."""
+        if self.angles is None:
+            return None
+        places = {(column.first, column.every): None for column in step.columns}
+        parts = [[angle[..., first::every, :, :] for angle in self.angles] for first, every in places]
+        return Rotary(*(_cat(list(columns), -2) for columns in zip(*parts, strict=True)))
+
+    # ------------------------------------------------------------------------------------------ inputs
+
+    def inputs(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """What the cells of a step read, and the memory of its injections, [B, L, n, d] each."""
+        if step.layers[0] == self.stretch.traits.span[1]:
+            return self.gather(step.base, Outcome.stream_of), None
+        pieces, memories = [], []
+        for columns in _alike(step):
+            first = columns[0]
+            tokens = self.tokens.at(slice(step.columns[first].first, None, step.columns[first].every))
+            if step.layers[0]:
+                tokens = tokens._replace(embeds=self.gather(step.base[first : first + 1], Outcome.stream_of))
+            fed = [f for f in (step.fed[index] for index in columns) if f is not None]
+            before = self.before(step, columns, fed) if fed else None
+            slots = _range([step.columns[index].slot for index in columns])
+            if before is None and slots[0] == 0:
+                u = tokens.embeds
+            else:
+                u = self.method.inject(self.decoder, tokens, slots, before)
+                u = self.watch.inject(step, slots, u)
+            pieces.append(u)
+            memories.append(torch.zeros_like(u) if before is None else before.states)
+        memory = None if self.method.injections is None else _cat(memories, 2)
+        return _cat(pieces, 2), memory
+
+    def before(self, step: Step, columns: range, fed: Sequence[Fed]) -> Before:
+        """The cells that some columns are fed by, all from the same place before."""
+        if fed[0].feed.back:
+            cells = [self.cell_before(step.columns[c], f) for c, f in zip(columns, fed, strict=True)]
+            return Before(*(torch.cat(parts, dim=2) for parts in zip(*cells, strict=True)))
+        sources = [f.source for f in fed]
+        if None in sources:
+            inputs, x = self.state.last[fed[0].feed.slot]
+            return Before(inputs[:, :, None], self.method.states(self.decoder, x[:, :, None]))
+        x = self.gather(sources, Outcome.state_of)
+        return Before(self.gather(sources, Outcome.inputs_of), self.method.states(self.decoder, x))
+
+    def cell_before(self, column: Column, fed: Fed) -> Before:
+        """The cells of the positions before a column, zero where there are none: [B, L, 1, d] each."""
+        here = self.tokens.at(slice(column.first, None, column.every))
+        rows = here.ids.shape[1]
+        last = self.state.last.get(fed.feed.slot)
+        zero = here.embeds[:, :, 0].new_zeros(())
+        unknown = torch.zeros(here.ids.shape, dtype=torch.bool, device=zero.device)
+        if fed.source is None:
+            pair = [zero.expand_as(here.embeds[:, :, 0])] * 2
+            unknown = ~unknown
+        else:
+            pair = [self.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
+        if fed.wraps:
+            first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
+            pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
+            unknown = torch.cat([torch.full_like(unknown[:, :1], last is None), unknown], dim=1)
+        inputs, x = (part[:, :rows, None] for part in pair)
+        begins = unknown[:, :rows] | self.begins()[:, column.first :: column.every]
+        states = self.method.states(self.decoder, x).masked_fill(begins[..., None, None], 0.0)
+        return Before(inputs, states)
+
+    def begins(self) -> Tensor:
+        """Whether a position is the first of its document, bool [B, L]."""
+        documents = self.tokens.documents
+        if documents is None:
+            return torch.zeros_like(self.tokens.ids, dtype=torch.bool)
+        before = documents[:, :1] if self.state.documents is None else self.state.documents[:, -1:]
+        return documents != torch.cat([before, documents[:, :-1]], dim=1)
+
+    # ------------------------------------------------------------------------------------------ what is seen
+
+    def view(self, step: Step, queries: range) -> Callable[[int], View]:
+        """What some columns of a step see, as a function of the layer."""
+        if self.in_place:
+            return lambda layer: self.view_of_cache(step, queries, layer)
+        layer, count = step.layers[0], len(step.columns)
+        flat = step.flat and len(queries) == count
+        groups = []
+        for index in [queries[0]] if flat and queries else queries:
+            column, seen = step.columns[index], step.sees[index]
+            if flat:
+                rows, own = (
+                    step.columns,
+                    [Part(slice(None), Relation.CAUSAL, self.mask(step.columns, step.columns))],
+                )
+            else:
+                rows, own = (
+                    (column,),
+                    [
+                        Part(
+                            slice(step.columns.index(key), None, count),
+                            relation,
+                            self.mask((column,), (key,)),
+                        )
+                        for key, source, relation in seen
+                        if source is None
+                    ],
+                )
+                own.sort(
+                    key=lambda part: part.relation is not Relation.CAUSAL
+                )  # the first shows every query a key
+            others = [
+                (s.source, s.relation, self.mask(rows, (s.column,))) for s in seen if s.source is not None
+            ]
+            known = [
+                (part, self.mask_before(rows, layer, part)) for part in self.state.before(layer, column.slot)
+            ]
+            slots = slice(0, count) if flat else slice(index - queries[0], index - queries[0] + 1)
+            groups.append((slots, tuple(own), others, known))
+
+        def of(layer: int) -> View:
+            prefix = self.state.keys_values(layer)
+            return View(
+                tuple(
+                    Group(slots, own, tuple(self.blocks(layer, others, known, prefix)))
+                    for slots, own, others, known in groups
+                )
+            )
+
+        return of
+
+    def blocks(
+        self,
+        layer: int,
+        others: Sequence[tuple[Source, Relation, Tensor | None]],
+        known: Sequence[tuple[slice, Tensor | None]],
+        prefix: KeysValues | None,
+    ) -> Iterable[KeyBlock]:
+        """Keys from elsewhere: of earlier steps, and of earlier stretches."""
+        for source, relation, mask in others:
+            yield KeyBlock(*self.keys_values(layer, source), relation, mask)
+        if prefix is not None:
+            for part, mask in known:
+                yield KeyBlock(prefix[0][:, :, part], prefix[1][:, :, part], Relation.ALL, mask)
+
+    def view_of_cache(self, step: Step, queries: range, layer: int) -> View:
+        """Single cells write themselves into the cache and see what lies there up to themselves."""
+        assert isinstance(self.state, Cache)
+        groups = []
+        for index in queries:
+            parts = self.state.up_to(layer, step.columns[index])
+            masks = [self.mask_before((step.columns[index],), layer, part) for part in parts]
+            own = (Part(part, Relation.ALL, mask) for part, mask in zip(parts, masks, strict=True))
+            groups.append(Group(slice(index - queries[0], index - queries[0] + 1), tuple(own)))
+        return View(tuple(groups), self.state.tensors[layer], self.state.place(layer, step.columns))
+
+    def mask(self, queries: tuple[Column, ...], keys: tuple[Column, ...]) -> Tensor | None:
+        """Which cells of some columns may see which of others: bool [B, 1, n, m]; None: all."""
+        if self.tokens.documents is None and self.tokens.alive is None:
+            return None
+        if (queries, keys) not in self.masks:
+            mask = _visible(*self.facts(queries)[:1], *self.facts(keys))
+            if (
+                queries == keys and self.tokens.alive is not None
+            ):  # a cell sees itself, or its softmax would be empty
+                mask = mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+            self.masks[queries, keys] = mask
+        return self.masks[queries, keys]
+
+    def mask_before(self, queries: tuple[Column, ...], layer: int, part: slice) -> Tensor | None:
+        """Which of a layer's earlier cells some columns may see; in a cache written in place, the present ones too."""
+        if self.tokens.documents is None and self.tokens.alive is None and self.state.alive is None:
+            return None
+        grid = self.stretch.traits.grid(layer)
+        documents, alive = (
+            _known(old, new if self.in_place else None)
+            for old, new in (
+                (self.state.documents, self.tokens.documents),
+                (self.state.alive, self.tokens.alive),
+            )
+        )
+        if self.tokens.documents is None:
+            documents = None
+        if documents is not None:
+            documents = documents.repeat_interleave(len(grid), dim=1)[:, part]
+        if alive is not None:
+            slots = torch.tensor(list(grid), device=alive.device)
+            alive = (alive[..., None] > slots).flatten(1)[:, part]
+        if documents is None and alive is None:
+            return None
+        mask = _visible(self.facts(queries)[0], documents, alive)
+        if self.in_place and alive is not None:
+            mask = mask.clone()
+            mask[..., -1] = True
+        return mask
+
+    def facts(self, columns: tuple[Column, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """Of the cells of some columns, row by row: the document, and whether it is thought; [B, n] each."""
+        places = [(slice(c.first, None, c.every), c.slot) for c in columns]
+        documents, alive = self.tokens.documents, self.tokens.alive
+        return (
+            None if documents is None else torch.stack([documents[:, at] for at, _ in places], 2).flatten(1),
+            None
+            if alive is None
+            else torch.stack([alive[:, at] > slot for at, slot in places], 2).flatten(1),
+        )
+
+    # ------------------------------------------------------------------------------------------ what was left
+
+    def gather(self, sources: Sequence[Source | None], of: Callable[[Outcome, slice], Tensor]) -> Tensor:
+        """Values [B, L, n, d] of n columns."""
+        found = [source for source in sources if source is not None]
+        step, first = found[0].parts[0]
+        if found == [Source(((step, first + index),)) for index in range(len(found))]:
+            return of(self.outcomes[step], slice(first, first + len(found)))
+        return torch.stack([self.column(source, of) for source in found], dim=2)
+
+    def column(self, source: Source, of: Callable[[Outcome, slice], Tensor]) -> Tensor:
+        """Values [B, L, d] of one column."""
+        parts = [of(self.outcomes[step], slice(column, column + 1))[:, :, 0] for step, column in source.parts]
+        return _interleave(parts, 1)[:, source.first :: source.every]
+
+    def keys_values(self, layer: int, source: Source) -> KeysValues:
+        """Keys and values [B, H_kv, n, D] of one column."""
+        if len(source.parts) == 1:
+            k, v = self._part(layer, *source.parts[0])
+        else:
+            key = layer, source.parts
+            if key not in self.joined:
+                pairs = zip(*(self._part(layer, *part) for part in source.parts), strict=True)
+                k, v = (_interleave(list(columns), 2) for columns in pairs)
+                self.joined[key] = k, v
+            k, v = self.joined[key]
+        return k[:, :, source.first :: source.every], v[:, :, source.first :: source.every]
+
+    def _part(self, layer: int, step: int, column: int) -> KeysValues:
+        outcome = self.outcomes[step]
+        k, v = outcome.keys_values[layer - outcome.step.layers[0]]
+        count = len(outcome.step.columns)
+        return k[:, :, column::count], v[:, :, column::count]
+
+    def predicting(self, slots: tuple[Source, ...]) -> Tensor:
+        """Streams [B, L, d] of the slot that predicts: the last one, or each token's last that is thought."""
+        if len(slots) == 1:
+            return self.column(slots[0], Outcome.stream_of)
+        alive = self.tokens.alive
+        if alive is None:
+            return self.column(slots[-1], Outcome.stream_of)
+        x = self.gather(slots, Outcome.stream_of)
+        index = (alive - 1).clamp(0, len(slots) - 1)[..., None, None].expand(-1, -1, 1, x.shape[-1])
+        return x.gather(2, index)[:, :, 0]
+
+    def grow(self) -> None:
+        """Leave keys, values, states and facts for what comes next."""
+        state, done = self.state, self.stretch.completes
+        if not self.in_place:
+            for layer, sources in enumerate(self.stretch.keys):
+                columns = [self.keys_values(layer, source) for source in sources]
+                k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
+                state.append(layer, k, v)
+        for slot, row, source in self.stretch.leaves:
+            pair = (
+                self.column(source, of)[:, row].unsqueeze(1) for of in (Outcome.inputs_of, Outcome.state_of)
+            )
+            state.last[slot] = tuple(pair)  # type: ignore[assignment]
+        if done:
+            present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
+            olds = (state.documents, state.alive)
+            state.documents, state.alive = (_known(old, new) for old, new in zip(olds, present, strict=True))
+            state.positions += done
+
+
+def _alike(step: Step) -> list[range]:
+    """Neighbouring columns of a step that are fed alike: from the same place before, or not at all."""
+
+    def kind(index: int) -> Any:
+        column, fed = step.columns[index], step.fed[index]
+        return (
+            column.first,
+            column.every,
+            fed and (fed.feed.back, fed.source is None),
+            not fed and column.slot == 0,
+        )
+
+    groups = (list(group) for _, group in itertools.groupby(range(len(step.columns)), kind))
+    return [range(group[0], group[-1] + 1) for group in groups]
+
+
+def _range(slots: list[int]) -> range:
+    step = slots[1] - slots[0] if len(slots) > 1 else 1
+    return range(slots[0], slots[-1] + 1, step)
+
+
+def _visible(rows: Tensor | None, columns: Tensor | None, thought: Tensor | None) -> Tensor:
+    """bool [B, 1, n or 1, m] from the documents of rows [B, n] and columns [B, m], and whether a column is thought."""
+    same = None if rows is None or columns is None else rows[:, :, None] == columns[:, None, :]
+    there = None if thought is None else thought[:, None, :]
+    if same is None or there is None:
+        mask = there if same is None else same
+        assert mask is not None
+        return mask[:, None]
+    return (same & there)[:, None]
+
+
+def _known(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return torch.cat([old, new], dim=1)
+
+
+def _cat(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _interleave(columns: list[Tensor], dim: int) -> Tensor:
+    """Undo x[r::stride]: columns whose rows lie along `dim`, the later ones perhaps a row shorter, as one tensor."""
+    if len(columns) == 1:
+        return columns[0]
+    total, rows = sum(column.shape[dim] for column in columns), columns[0].shape[dim]
+    if total < rows * len(columns):
+        after = columns[0].dim() - dim - 1
+        columns = [F.pad(c, [0] * (2 * after) + [0, rows - c.shape[dim]]) for c in columns]
+    return torch.stack(columns, dim + 1).flatten(dim, dim + 1).narrow(dim, 0, total)

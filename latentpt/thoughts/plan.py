@@ -1,0 +1,497 @@
+"""Plans: a schedule compiled into steps. Which cells run together, what they read, see and leave, is decided here.
+
+A *column* is the cells of one slot at every m-th position; a *step* runs some layers over a few columns at once. While
+the steps are laid out, a board remembers which step wrote each column last, so what a step is fed and sees follows
+from the method's traits alone. Walking back, a step computes only what a later one reads; a step nobody needs is left
+out. `latentpt.thoughts.execute` runs plans, `latentpt.thoughts.cost` adds them up; nobody else decides anything.
+
+With S = 2, what the cells of column 1 (q) see of column 0 (fresh, o) and, for stride 4, of columns 2 and 3 (stale, .):
+
+    cell        (0,0) (0,1) (1,0) (1,1) (2,0) (2,1) (3,0) (3,1)
+    stride 2      o     q     o     q     o     q     o     q      row k sees rows <= k of columns 0 and 1
+    stride 4      o     q     .     .     o     q     .     .      and rows < k of columns 2 and 3
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import NamedTuple
+
+from latentpt.modeling.merge import Relation
+from latentpt.thoughts.schedule import Schedule, Sweep
+
+
+class PlanError(ValueError):
+    """A schedule asks for what nobody provides."""
+
+
+class Visibility(Enum):
+    """Which slots s' a slot s sees (of positions t' <= t; of its own position only what was thought before)."""
+
+    CAUSAL = "every earlier slot"
+    STAGE_CAUSAL = "s' <= s"
+    SAME_SLOT = "s' = s"
+
+    def sees(self, slot: int, other: int) -> bool:
+        """Whether slot `slot` sees slot `other` of earlier positions."""
+        if self is Visibility.SAME_SLOT:
+            return other == slot
+        return self is Visibility.CAUSAL or other <= slot
+
+
+class Feed(NamedTuple):
+    """The cell whose state a slot is fed: `slot` of the position `back` places before (0: its own)."""
+
+    back: int
+    slot: int
+
+
+class Traits(NamedTuple):
+    """What a plan needs to know of a method, for the slots in use."""
+
+    visibility: Visibility
+    feeds: tuple[Feed | None, ...]
+    """Slot by slot."""
+    layers: int
+    """Layers of the decoder."""
+    span: tuple[int, int]
+    """Layers that are run again; those before run once on the token slot, those after once on the slot that predicts."""
+    tap: int | None = None
+    """States are the stream before this layer; None: the stream at the end of the span."""
+
+    @property
+    def slots(self) -> int:
+        """Slots per position in use."""
+        return len(self.feeds)
+
+    def grid(self, layer: int) -> range:
+        """The slots that have keys and values in a layer."""
+        if layer < self.span[0]:
+            return range(1)
+        return range(self.slots) if layer < self.span[1] else range(self.slots - 1, self.slots)
+
+
+class Column(NamedTuple):
+    """The cells (t, slot) with t = first, first + every, .. below the length of the stretch."""
+
+    first: int
+    every: int
+    slot: int
+
+    def rows(self, length: int) -> int:
+        """Number of its cells in a stretch of so many positions."""
+        return -(-(length - self.first) // self.every)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Columns of one stride are thought in this order, row by row."""
+        return self.first, self.slot
+
+
+class Source(NamedTuple):
+    """The latest values of a column: columns of earlier steps joined position by position, of which some are picked."""
+
+    parts: tuple[tuple[int, int], ...]
+    """(step, column in the step)."""
+    first: int = 0
+    every: int = 1
+
+
+class Fed(NamedTuple):
+    """Where the state before a column comes from."""
+
+    feed: Feed
+    source: Source | None
+    """None: from what earlier stretches left; zero where they left nothing and the feed is from another position."""
+    wraps: bool = False
+    """The source lies one row earlier than the column: what earlier stretches left comes first."""
+
+
+class Seen(NamedTuple):
+    """A key column that a query column sees."""
+
+    column: Column
+    source: Source | None
+    """None: the step's own keys."""
+    relation: Relation
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of some layers over a few columns."""
+
+    columns: tuple[Column, ...]
+    layers: tuple[int, int]
+    """First layer and the one after the last."""
+    base: tuple[Source | None, ...]
+    """What each column's input is made from; None: the token's embedding."""
+    fed: tuple[Fed | None, ...]
+    """The state that goes into each column."""
+    sees: tuple[tuple[Seen, ...], ...]
+    """What each column sees in this stretch; the cells of earlier stretches come on top."""
+    sweep: int
+    """Number of the sweep it belongs to."""
+    refines: bool = False
+    """Whether the sweep before went over the same slots."""
+    grad: bool = True
+    """Whether gradient flows through it."""
+    read: range = range(0)
+    """Columns whose outcome somebody wants: the last layer computes queries, output and MLP for these alone."""
+    tapped: bool = False
+    """Whether somebody wants the stream at the tap, of all columns."""
+    keep: bool = False
+    """Whether somebody sees its keys and values later."""
+    done: tuple[int, ...] = ()
+    """Earlier steps that nobody needs any more."""
+
+    @functools.cached_property
+    def flat(self) -> bool:
+        """Whether its cells, row by row, see each other as one causal sequence, and nothing else of the stretch."""
+        own = [[seen.column for seen in column if seen.source is None] for column in self.sees]
+        alone = all(len(columns) == len(seen) for columns, seen in zip(own, self.sees, strict=True))
+        return alone and all(columns == list(self.columns) for columns in own)
+
+
+class Reading(NamedTuple):
+    """What is read off a sweep: the streams [B, L, d] of the slot that predicts, or of all slots."""
+
+    slots: tuple[Source, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The plan of one stretch of positions."""
+
+    traits: Traits
+    length: int
+    steps: tuple[Step, ...]
+    readings: tuple[Reading, ...]
+    """Of the sweeps that carry loss, the last sweep's at the end."""
+    leaves: tuple[tuple[int, int, Source], ...]
+    """(slot, row, its latest stream), which the next stretch is fed."""
+    keys: tuple[tuple[Source, ...], ...]
+    """Layer by layer the latest keys and values of the layer's slots, where the next stretch sees them."""
+    completes: int
+    """Positions that are thought through to their last slot."""
+
+    @functools.cached_property
+    def one_row(self) -> bool:
+        """Whether every column is a single cell."""
+        return all(column.rows(self.length) == 1 for step in self.steps for column in step.columns)
+
+
+def sets(sweep: Sweep, length: int) -> Iterator[tuple[Column, ...]]:
+    """The columns of each set of a sweep, in order; raises PlanError for a stride that mixes slots unevenly."""
+    slots, stride = sweep.slots, sweep.stride
+    if stride <= slots and slots % stride == 0:
+        for residue in range(stride):
+            yield tuple(Column(0, 1, slot) for slot in range(residue, slots, stride))
+    elif stride % slots == 0:
+        every = min(stride // slots, length)
+        for first in range(every):
+            yield from ((Column(first, every, slot),) for slot in range(slots))
+    else:
+        raise PlanError(
+            f"a sweep of stride {stride} over {slots} slots mixes slots unevenly; "
+            f"the nearest stride that does not is {max(1, round(stride / slots)) * slots}"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def compile_stretch(
+    traits: Traits, sweeps: tuple[Sweep, ...], length: int, keep: bool = False, read_all: bool = False
+) -> Stretch:
+    """Lay out the sweeps over a stretch of `length` positions.
+
+    `keep` asks for keys and values of all cells, for what comes after; `read_all` reads every slot and not only the one
+    that predicts. Raises PlanError in one sentence where a sweep needs what no earlier one provides.
+    """
+    layout = _Layout(traits, length)
+    readings: list[Reading] = []
+    gradient = any(sweep.grad for sweep in sweeps)
+    start, stop = traits.span
+    if start:
+        layout.add((Column(0, 1, 0),), (0, start), 0, grad=gradient)
+    before: Sweep | None = None
+    for number, sweep in enumerate(sweeps):
+        if before is not None and sweep.slots < before.slots:
+            raise PlanError(
+                f"a sweep over {sweep.slots} slots follows one over {before.slots}; slots only grow"
+            )
+        refines = before is not None and before.slots == sweep.slots
+        for columns in sets(sweep, length):
+            layout.add(columns, (start, stop), number, refines, sweep.grad)
+        last = number == len(sweeps) - 1
+        weight = float(last) if sweep.weight is None else sweep.weight
+        if weight or last:
+            suffix = stop < traits.layers
+            if suffix:
+                if sweep.slots < traits.slots:
+                    raise PlanError(
+                        f"a sweep over {sweep.slots} of {traits.slots} slots of a span of layers carries no loss"
+                    )
+                layout.add(
+                    (Column(0, 1, sweep.slots - 1),), (stop, traits.layers), number, refines, sweep.grad
+                )
+            slots = range(0 if read_all and not suffix else sweep.slots - 1, sweep.slots)
+            readings.append(Reading(tuple(layout.whole(traits.layers, slot) for slot in slots), weight))
+        before = sweep
+    leaves = sorted({feed.slot for feed in traits.feeds if feed is not None and feed.back})
+    left = tuple((slot, -1, layout.whole(stop, slot)) for slot in leaves)
+    keys = layout.all_keys() if keep else ()
+    stretch = Stretch(traits, length, tuple(layout.steps), tuple(readings), left, keys, length)
+    return _needed(stretch, len(sweeps) - 1 if read_all else None)
+
+
+@functools.lru_cache(maxsize=256)
+def compile_cells(traits: Traits, runs: tuple[tuple[int, ...], ...], known: tuple[int, ...] = ()) -> Stretch:
+    """A plan that decodes single cells: each run is a tuple of cells thought at once, counted from slot 0 of the first position.
+
+    With S slots, cell S is slot 0 of the next position. `known` are slots whose states an earlier plan left; what is
+    read, and left for a later plan, are the cells of the last run.
+    """
+    slots = traits.slots
+    length = max(cell // slots for run in runs for cell in run) + 1
+    layout = _Layout(traits, length, known)
+    for number, run in enumerate(runs):
+        columns = tuple(Column(cell // slots, length, cell % slots) for cell in run)
+        layout.add(columns, traits.span, number)
+    step = len(layout.steps) - 1
+    readings = tuple(Reading((Source(((step, index),)),), 1.0) for index in range(len(runs[-1])))
+    left = tuple((cell % slots, 0, readings[i].slots[0]) for i, cell in enumerate(runs[-1]))
+    completed = (runs[-1][0] + 1) // slots
+    return _needed(Stretch(traits, length, tuple(layout.steps), readings, left, (), completed))
+
+
+class _Board:
+    """Who wrote each column last, by (layer, slot) and residue of the stride at hand."""
+
+    def __init__(self) -> None:
+        self.written: dict[
+            tuple[int, int], list[Source]
+        ] = {}  # whole columns, in the stride they were written in
+        self.now: dict[tuple[int, int], list[Source | None]] = {}
+
+    def put(self, key: tuple[int, int], column: Column, source: Source) -> None:
+        self.now.setdefault(key, [None] * column.every)[column.first] = source
+
+    def latest(self, key: tuple[int, int], residue: int) -> Source | None:
+        return self.now[key][residue] if key in self.now else None
+
+    def restride(self, every: int) -> None:
+        """Name the same cells by the residues of another stride."""
+        for key, sources in self.now.items():
+            whole = [
+                s for s in sources if s is not None and len(s.parts) == 1 and (s.first, s.every) == (0, 1)
+            ]
+            if len(whole) == len(sources):
+                self.written[key] = whole
+            if len(sources) != every:
+                self.now[key] = [_picked(self.written[key], residue, every) for residue in range(every)]
+
+
+def _picked(columns: Sequence[Source], residue: int, every: int) -> Source:
+    """The positions residue, residue + every, .. of columns that together hold all positions in turn."""
+    if every % len(columns):
+        return Source(tuple(column.parts[0] for column in columns), residue, every)
+    step, column = columns[residue % len(columns)].parts[0]
+    return Source(((step, column),), residue // len(columns), every // len(columns))
+
+
+class _Layout:
+    """Steps as they are laid out, and the boards of their streams, by layer reached, and keys, by first layer."""
+
+    def __init__(self, traits: Traits, length: int, known: tuple[int, ...] = ()) -> None:
+        self.traits, self.length, self.known = traits, length, known
+        self.steps: list[Step] = []
+        self.streams, self.keys = _Board(), _Board()
+
+    def add(
+        self,
+        columns: tuple[Column, ...],
+        layers: tuple[int, int],
+        sweep: int,
+        refines: bool = False,
+        grad: bool = True,
+    ) -> None:
+        """One more step; raises PlanError if a column is fed what nobody has thought."""
+        core = layers == self.traits.span
+        self.restride(columns[0].every)
+        base: list[Source | None] = [None] * len(columns)
+        if layers[0]:  # the core starts from the token's stream, what follows it from the stream it left
+            base = [self.streams.latest((layers[0], 0 if core else c.slot), c.first) for c in columns]
+        fed = tuple(self._fed(column) if core else None for column in columns)
+        sees = tuple(tuple(self._seen(column, columns, layers[0])) for column in columns)
+        number = len(self.steps)
+        self.steps.append(Step(columns, layers, tuple(base), fed, sees, sweep, refines, grad))
+        for index, column in enumerate(columns):
+            source = Source(((number, index),))
+            self.streams.put((layers[1], column.slot), column, source)
+            self.keys.put((layers[0], column.slot), column, source)
+
+    def restride(self, every: int) -> None:
+        """Go on in another stride."""
+        self.streams.restride(every)
+        self.keys.restride(every)
+
+    def whole(self, layer: int, slot: int) -> Source:
+        """The latest stream of a slot at every position, before a layer."""
+        self.restride(1)
+        found = self.streams.latest((layer, slot), 0)
+        assert found is not None
+        return found
+
+    def all_keys(self) -> tuple[tuple[Source, ...], ...]:
+        """Layer by layer, the latest keys and values of every slot."""
+        self.restride(1)
+        found: list[tuple[Source, ...]] = []
+        for first, stop in sorted({step.layers for step in self.steps}):
+            slots = [self.keys.latest((first, slot), 0) for slot in self.traits.grid(first)]
+            found += [tuple(source for source in slots if source is not None)] * (stop - first)
+        return tuple(found)
+
+    def _fed(self, column: Column) -> Fed | None:
+        feed = self.traits.feeds[column.slot]
+        if feed is None:
+            return None
+        residue = (column.first - feed.back) % column.every
+        source = self.streams.latest((self.traits.span[1], feed.slot), residue)
+        if source is None and not feed.back and feed.slot not in self.known:
+            raise PlanError(
+                f"slot {column.slot} is fed the state of slot {feed.slot}, which no earlier sweep has thought; "
+                f"begin with a sweep over fewer slots or with one that goes slot by slot"
+            )
+        return Fed(feed, source, wraps=column.first < feed.back)
+
+    def _seen(self, query: Column, own: Sequence[Column], first_layer: int) -> Iterator[Seen]:
+        """Columns in the order of thought: fresh where this sweep has written them, else as the sweep before left them."""
+        for first in range(query.every):
+            for slot in self.traits.grid(first_layer):
+                if not self.traits.visibility.sees(query.slot, slot):
+                    continue
+                key = Column(first, query.every, slot)
+                source = None if key in own else self.keys.latest((first_layer, slot), first)
+                if key in own or source is not None:
+                    yield Seen(key, source, Relation.CAUSAL if key.order <= query.order else Relation.STRICT)
+
+
+def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
+    """Walk back from what is read, left and kept: what each step must compute, when it may be forgotten, who is not needed.
+
+    Of the sweep `all_of` every outcome is wanted.
+    """
+    steps = stretch.steps
+    outcomes: list[set[int]] = [set() for _ in steps]
+    tapped, keep = [False] * len(steps), [False] * len(steps)
+    last_use = list(range(len(steps)))
+    end = stretch.traits.span[1]
+
+    def want(source: Source | None, user: int, state: bool = False) -> None:
+        for step, column in source.parts if source is not None else ():
+            last_use[step] = max(last_use[step], user)
+            if state and stretch.traits.tap is not None:
+                tapped[step] = True
+            else:
+                outcomes[step].add(column)
+
+    for columns, step in zip(outcomes, steps, strict=True):
+        if step.sweep == all_of:
+            columns.update(range(len(step.columns)))
+    for reading in stretch.readings:
+        for source in reading.slots:
+            want(source, len(steps))
+    for _, _, source in stretch.leaves:
+        want(source, len(steps), state=True)
+    for kept in {source for layer in stretch.keys for source in layer}:
+        for part, _ in kept.parts:
+            keep[part], last_use[part] = True, len(steps)
+    for index in reversed(range(len(steps))):
+        if not outcomes[index] and not tapped[index] and not keep[index]:
+            continue
+        step = steps[index]
+        for base in step.base:
+            want(base, index)
+        for fed in step.fed:
+            if fed is not None:
+                want(fed.source, index, state=True)
+        for seen in {seen.source for column in step.sees for seen in column if seen.source is not None}:
+            for part, _ in seen.parts:
+                keep[part], last_use[part] = True, max(last_use[part], index)
+    alive = [i for i in range(len(steps)) if outcomes[i] or tapped[i] or keep[i]]
+    new = {old: index for index, old in enumerate(alive)}
+    laid = []
+    for i in alive:
+        step = _renumbered(steps[i], new)
+        read = range(min(outcomes[i]), max(outcomes[i]) + 1) if outcomes[i] else range(0)
+        stop, tap = step.layers[1], stretch.traits.tap
+        if stop == end and tap is not None and not outcomes[i] and not keep[i]:
+            stop, read = tap, range(len(step.columns))  # nobody wants more than the states
+        done = tuple(new[j] for j in alive if j <= i and last_use[j] == i)
+        laid.append(
+            replace(step, read=read, tapped=tapped[i], keep=keep[i], done=done, layers=(step.layers[0], stop))
+        )
+    return replace(
+        stretch,
+        steps=tuple(laid),
+        readings=tuple(
+            Reading(tuple(_moved(source, new) for source in r.slots), r.weight) for r in stretch.readings
+        ),
+        leaves=tuple((slot, row, _moved(source, new)) for slot, row, source in stretch.leaves),
+        keys=tuple(tuple(_moved(source, new) for source in layer) for layer in stretch.keys),
+    )
+
+
+def _moved(source: Source, new: dict[int, int]) -> Source:
+    return source._replace(parts=tuple((new[step], column) for step, column in source.parts))
+
+
+def _renumbered(step: Step, new: dict[int, int]) -> Step:
+    """The step after others have been left out."""
+
+    def moved(source: Source | None) -> Source | None:
+        return None if source is None else _moved(source, new)
+
+    return replace(
+        step,
+        base=tuple(map(moved, step.base)),
+        fed=tuple(None if fed is None else fed._replace(source=moved(fed.source)) for fed in step.fed),
+        sees=tuple(
+            tuple(seen._replace(source=moved(seen.source)) for seen in column) for column in step.sees
+        ),
+    )
+
+
+class Plan(NamedTuple):
+    """The stretches of a schedule, each on the exact states of those before."""
+
+    traits: Traits
+    stretches: tuple[tuple[int, Stretch], ...]
+    """(first position, its plan)."""
+
+
+def compile_plan(
+    traits: Traits, schedule: Schedule, length: int, keep: bool = False, read_all: bool = False
+) -> Plan:
+    """The plan of a schedule over `length` positions; raises PlanError, see `compile_stretch`."""
+    chunk = schedule.chunk or length
+    starts: Iterable[int] = range(0, length, chunk)
+    return Plan(
+        traits,
+        tuple(
+            (
+                start,
+                compile_stretch(
+                    traits,
+                    schedule.sweeps,
+                    min(chunk, length - start),
+                    keep or start + chunk < length,
+                    read_all,
+                ),
+            )
+            for start in starts
+        ),
+    )
