@@ -13,14 +13,14 @@ from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.fills import Kind
 from latentpt.modeling.config import ModelConfig
 from latentpt.run import RunFolder
-from latentpt.thoughts.config import ThoughtsConfig
-from latentpt.training.config import (
+from latentpt.run.sections import (
     CheckpointConfig,
+    LearningRateConfig,
     MonitorConfig,
     OptimizerConfig,
-    ScheduleConfig,
     ZeroConfig,
 )
+from latentpt.thoughts.config import ThoughtsConfig
 
 Mode = Literal["cot", "no_cot", "coconut", "no_thoughts", "pause", "pause_multipass", "lt_tuning"]
 
@@ -270,7 +270,7 @@ class FinetuneConfig(Section):
     """Batch and arithmetic."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, clip=0.0)
     """AdamW."""
-    schedule: ScheduleConfig = ScheduleConfig(kind="constant", warmup=0.0)
+    learning_rate: LearningRateConfig = LearningRateConfig(kind="constant", warmup=0.0)
     """Learning rate, anew in every stage of lt_tuning, else over the whole run."""
     zero: ZeroConfig = ZeroConfig()
     """What DeepSpeed divides among ranks."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from latentpt.finetuning.fills import Fill
 from latentpt.finetuning.layout import Segment, lay_out
 from latentpt.finetuning.rollout import Rollout, check_length
-from latentpt.finetuning.stretch import Thinking
+from latentpt.finetuning.stretch import Thinking, room
 from latentpt.thoughts.model import LanguageModel
 
 
@@ -79,7 +79,9 @@ def latent_generate(
     check_length(model, width + max_new_tokens - 1)
     tokens = model.method.tokens(model.decoder, ids, layout.positions)
     padded = layout.padded or len(prompts) > 1  # rows will end at different times
-    thinking = Thinking(model, model.method.exact_schedule(), fill.block(model.config))
+    capacity = sum(segment.columns.shape[1] for segment in layout.segments) + max_new_tokens
+    cache = room(model, len(prompts), capacity)
+    thinking = Thinking(model, model.method.exact_schedule(), fill.block(model.config), cache)
     rollout = Rollout(model, fill, thinking, padded)
     rollout.run(tokens, layout)
     found: list[list[int]] = [[] for _ in prompts]

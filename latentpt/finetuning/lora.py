@@ -35,21 +35,20 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> N
     class LoraQKV(LoraLinear):
         """The update of the fused projection, added to its three parts."""
 
-        def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:
+        def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, ...]:
             """As QKV.forward."""
-            q, k, v = self.base_layer(x, read)
+            parts: tuple[Tensor, ...] = self.base_layer(x, read)
             if self.disable_adapters or self.merged:
-                return q, k, v
-            base = self.base_layer
-            name = self.active_adapters[0]
+                return parts
+            base, name = self.base_layer, self.active_adapters[0]
             down = self.lora_A[name](self.lora_dropout[name](x))
-            update = self.lora_B[name](down) * self.scaling[name]
-            heads, kv_heads = base.heads, base.kv_heads
-            parts = update.unflatten(-1, (heads + 2 * kv_heads, base.width)).split(
-                [heads, kv_heads, kv_heads], dim=-2
-            )
-            chosen = parts[0] if read is None else parts[0][:, :, read]
-            return q + chosen, k + parts[1], v + parts[2]
+            update = (self.lora_B[name](down) * self.scaling[name]).unflatten(-1, (-1, base.width))
+            if read is None:
+                updates = update.split([base.heads + base.kv_heads, base.kv_heads], dim=-2)
+            else:
+                q, *rest = update.split([base.heads, base.kv_heads, base.kv_heads], dim=-2)
+                updates = (q[:, :, read], *rest)
+            return tuple(part + more for part, more in zip(parts, updates, strict=True))
 
     peft = PeftConfig(
         r=config.rank,

@@ -36,13 +36,13 @@ from latentpt.finetuning.report import report
 from latentpt.finetuning.rows import Pieces, Row
 from latentpt.finetuning.stages import Moment, Plan, Stage, planned_stages
 from latentpt.run import read_metrics
+from latentpt.run.checkpoints import Progress
 from latentpt.training import checkpoint
-from latentpt.training.checkpoint import Progress
 from latentpt.training.engine import MOMENTS, Engine, start_processes
 from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor
 from latentpt.training.origin import Start, changes, find_origin, prepare_folder
-from latentpt.training.schedule import learning_rate
 
 FIXED = ("mode", "start.", "data.", "markers.", "coconut.", "lt.", "fill.", "training.batch", "training.epochs", "training.lora.")  # fmt: skip
 """A resumed training must go on with these as they were, or it would not be the same training."""
@@ -193,7 +193,9 @@ class FineTuner:
             schedule = self.reasoner.language.training_schedule(self.config.seed, progress.step)
             loss += self.engine.accumulate(batch, self.recipe, stage.fill, share, refills, schedule).float()
         loss /= micro_batches
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, *self.place_in_schedule(moment))
+        lr = learning_rate(
+            self.config.learning_rate, self.config.optimizer.lr, *self.place_in_schedule(moment)
+        )
         self.engine.step(lr)
         progress.step += 1
         progress.samples += len(rows)

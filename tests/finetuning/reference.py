@@ -1,19 +1,36 @@
 """The recurrence written down plainly: one row, no cache, the whole prefix again for every latent."""
 
 import torch
+from torch.nn import functional
 
 from latentpt.finetuning.fills import predicted_embedding
+from latentpt.modeling.rotary import rotate
 
 
-def states(model, embeds):
-    """Last state and every layer's output of inputs [1, n, d] (positions 0 .. n - 1 included) of a plain model."""
+def plain_block(block, x, places):
+    """One block over inputs [1, n, d] at positions [n], written with nothing of the executor."""
+    attention, qkv = block.attention, block.attention.qkv
+    heads = functional.linear(block.attention_norm(x), qkv.weight, qkv.bias).unflatten(-1, (-1, qkv.width))
+    parts = heads.split([qkv.heads, qkv.kv_heads, qkv.kv_heads], dim=-2)
+    if places is not None:
+        parts = [rotate(part[:, :, None], places)[:, :, 0] for part in parts[:2]] + [parts[2]]
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    k, v = (part.repeat_interleave(qkv.heads // qkv.kv_heads, dim=1) for part in (k, v))
+    attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    attended = attention.out(attended)
+    if block.parallel:
+        return x + attended + block.mlp(block.mlp_norm(x))
+    return x + attended + block.mlp(block.mlp_norm(x + attended))
+
+
+def states(model, embeds, places=None):
+    """Last state and every layer's output of inputs [1, n, d] (learned positions included) of a plain model."""
     decoder = model.decoder
-    angles = decoder.angles(torch.arange(embeds.shape[1]))
-    x, seen = embeds[:, :, None], [embeds]
+    angles = decoder.angles(torch.arange(embeds.shape[1]) if places is None else places)
+    seen = [embeds]
     for block in decoder.blocks:
-        x, _ = block(x, angles)
-        seen.append(x[:, :, 0])
-    hidden = decoder.norm(x[:, :, 0])
+        seen.append(plain_block(block, seen[-1], angles))
+    hidden = decoder.norm(seen[-1])
     return hidden, [*seen[:-1], hidden]
 
 
@@ -33,12 +50,15 @@ def row_states(model, ids, fill):
                 decoder.head(hidden[0, -1:]), decoder.embedding.weight, fill.top_p, fill.temperature,
                 fill.latent_token, fill.inclusive,
             )[0] * scale  # fmt: skip
-        z = {
-            "hidden": lambda: h,
-            "soft": lambda: e,
-            "fusion": lambda: fill.alpha * (h if fill.adapter is None else fill.adapter(h)) + (1 - fill.alpha) * e,
-            "pause": lambda: decoder.embedding.weight[fill.latent_token] * scale if fill.vector is None else fill.vector,
-        }[fill.kind]()  # fmt: skip
+        adapted = h if fill.adapter is None else fill.adapter(h)
+        if fill.kind == "hidden":
+            z = adapted
+        elif fill.kind == "soft":
+            z = e
+        elif fill.kind == "fusion":
+            z = fill.alpha * adapted + (1 - fill.alpha) * e
+        else:
+            z = decoder.embedding.weight[fill.latent_token] * scale if fill.vector is None else fill.vector
         z = z if decoder.position_embedding is None else z + rows[place]
         inputs = torch.cat([inputs[:place], z[None], inputs[place + 1 :]])
     return states(model, inputs[None])[0][0]

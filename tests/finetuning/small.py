@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from latentpt.config import build
-from latentpt.finetuning.building import BuildConfig, build as build_data
+from latentpt.finetuning.building import BuildConfig
+from latentpt.finetuning.building import build as build_data
 from latentpt.finetuning.config import FinetuneConfig
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tests.conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import row_by_row
+from reference import row_by_row, states
 
 from latentpt.config import ConfigError
 from latentpt.finetuning import Fill, latent_forward
 from latentpt.finetuning.fills import Adapter
 from latentpt.finetuning.layout import lay_out
+from tests.conftest import tiny_model
 
 LATENT, VOCAB = 36, 37
 FILLS = {
@@ -176,14 +176,11 @@ def test_thoughts_inside_positions_and_latents_in_the_sequence_compose(kind, fam
         inputs, last = [], []
         for place in range(length):
             u = z[place] if place in z else table[row[place]] * method.embed_scale
-            for slot in range(3):
+            for _slot in range(3):
                 u = u if isinstance(rows, int) else u + rows[place]
                 inputs.append(u)
-                x = torch.stack(inputs)[None, :, None]
-                angles = decoder.angles(torch.arange(len(inputs)) // 3)
-                for block in decoder.blocks:
-                    x, _ = block(x, angles)
-                u = decoder.norm(x[0, -1, 0])
+                x = torch.stack(inputs)[None]
+                u = states(model, x, torch.arange(len(inputs)) // 3)[0][0, -1]
             last.append(u)
         return torch.stack(last)
 
