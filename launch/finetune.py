@@ -3,6 +3,8 @@
     deepspeed launch/finetune.py --config configs/finetune/coconut-prosqa.yaml
     python launch/finetune.py --config ... training.micro_batch=4        one process, no launcher
     python launch/finetune.py --report runs/X                            whether its latents do anything, as a page
+    python launch/finetune.py --ask runs/X --question '..'               or --data questions.json
+    python launch/finetune.py --export runs/X --output hf/
     python launch/finetune.py --suite configs/finetune/demo.yaml         arms x seeds, one table, one page
     python launch/finetune.py --build task=symbolic_prosqa output=data/symbolic rows=[10000,300,500]
 
@@ -59,6 +61,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def use(asked: argparse.Namespace) -> str:
+    """--ask and --export."""
+    from latentpt.finetuning.use import ask, measure, publish
+
+    require_at_least(asked, max_new_tokens=1)
+    if asked.export is not None:
+        if asked.output is None:
+            raise ConfigError("--export needs --output, a folder that does not exist yet")
+        return publish(asked.export, asked.output)
+    if asked.question:
+        return "\n\n".join(ask(asked.ask, asked.question, asked.max_new_tokens))
+    if asked.data is None:
+        raise ConfigError("--ask needs --question or --data")
+    return measure(asked.ask, asked.data, None, 64, asked.max_new_tokens)
+
+
 def main() -> int:
     asked = arguments()
     try:
@@ -67,6 +85,9 @@ def main() -> int:
 
             for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
                 print(path)
+            return 0
+        if asked.ask is not None or asked.export is not None:
+            print(use(asked))
             return 0
         if asked.suite is not None:
             from latentpt.finetuning.suite import SuiteConfig, run_suite

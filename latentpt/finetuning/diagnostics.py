@@ -99,6 +99,8 @@ class LatentReport:
         """One sentence that says whether the content of the latents matters."""
         if self.plain.latents == 0:
             return "No latent was thought, so none did anything."
+        if not self.replaced:
+            return "Every latent is the same learned vector, so there is nothing in it to be used."
         drops = {name: accuracy(self.plain) - accuracy(found) for name, found in self.replaced.items()}
         name, drop = max(drops.items(), key=lambda item: item[1])
         error = standard_error(self.plain, self.replaced[name])
@@ -140,7 +142,7 @@ def diagnose_latents(
 
     plain = ask()
     decides = recipe.mode == "lt_tuning" and recipe.kind is not None
-    thinks = recipe.latents > 0 or decides
+    thinks = reasoner.fill(recipe).feedback and (recipe.latents > 0 or decides)
     fewer = {}
     if recipe.latents:
         fewer = {count: ask(latents=count) for count in range(recipe.latents + 3) if count != recipe.latents}

@@ -33,7 +33,10 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> N
         raise ConfigError("training.lora needs the package peft; pip install latentpt[lora]") from None
 
     class LoraQKV(LoraLinear):
-        """The update of the fused projection, added to its three parts."""
+        """The update of the fused projection, added to its parts."""
+
+        heads = property(lambda self: self.base_layer.heads)
+        kv_heads = property(lambda self: self.base_layer.kv_heads)
 
         def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, ...]:
             """As QKV.forward."""

@@ -344,8 +344,18 @@ def test_symbols_are_single_tokens_and_pieces_concatenate(tmp_path):
     write_symbol_tokenizer(tmp_path / "tokenizer.json", 12)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.eod_id == 0
-    assert (
-        tokenizer.decode(tokenizer.encode("10 3 | 3 4 ? 4 7 @ 10\n### 4")).split()
-        == ["10", "3", "|", "3", "4", "?", "4", "7", "@", "10", "###", "4"]
-    )
+    assert tokenizer.decode(tokenizer.encode("10 3 | 3 4 ? 4 7 @ 10\n### 4")).split() == [
+        "10",
+        "3",
+        "|",
+        "3",
+        "4",
+        "?",
+        "4",
+        "7",
+        "@",
+        "10",
+        "###",
+        "4",
+    ]
     assert tokenizer.encode("3 4\n") + tokenizer.encode("### 4") == tokenizer.encode("3 4\n### 4")
