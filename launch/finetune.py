@@ -40,8 +40,13 @@ def arguments() -> argparse.Namespace:
     )
     what.add_argument("--suite", metavar="FILE", help="several fine-tunings beside one another, in YAML")
     what.add_argument("--report", metavar="FOLDER", help="diagnose the best checkpoint of a run")
+    what.add_argument("--ask", metavar="FOLDER", help="answer --question, or measure accuracy on --data")
+    what.add_argument("--export", metavar="FOLDER", help="write the model for transformers to --output")
+    parser.add_argument("--question", action="append", metavar="TEXT", help="of --ask; several are one batch")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of --ask (default 64)")
+    parser.add_argument("--output", metavar="FOLDER", help="of --export; it must not exist")
     parser.add_argument(
-        "--data", metavar="FILE", help="questions of --report (default: the run's validation)"
+        "--data", metavar="FILE", help="questions of --ask, or of --report (default: the run's validation)"
     )
     parser.add_argument(
         "--rows", type=int, default=200, metavar="N", help="questions of --report (default 200)"
