@@ -65,7 +65,7 @@ def latent_forward(
     loss = None
     if labels is not None:
         targets = layout.targets(labels)
-        loss = model.decoder.head(hidden, targets) / (targets != IGNORE).sum()
+        loss = model.decoder.head(hidden, targets) / (targets != IGNORE).sum().clamp(min=1)
     return LatentOutput(loss, model.decoder.head(hidden))
 
 

@@ -74,7 +74,7 @@ def row_by_row(model, rows, labels, fill):
         for out, wanted in zip(logits, labels, strict=True)
     ]
     count = sum(label != -100 for wanted in labels for label in wanted[1:])
-    return logits, sum(loss.sum() for loss in losses) / count
+    return logits, sum(loss.sum() for loss in losses) / max(count, 1)
 
 
 def generate_one(model, prompt, fill, count, eos):
