@@ -22,6 +22,7 @@ from latentpt.data.batches import (
 )
 from latentpt.data.opening import open_training, open_validation
 from latentpt.files import write_text
+from latentpt.modeling.loss import IGNORE
 from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
 from latentpt.run.checkpoints import Progress
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
@@ -87,21 +88,33 @@ def compile_blocks(model: LanguageModel, **options: Any) -> None:
         block.compile(**options)
 
 
+def targets_of(tokens: Tensor) -> Tensor:
+    """The targets [b, L] of samples [b, L + 1]; IGNORE stands where there is no loss. Asked on the host and on the device."""
+    return tokens[:, 1:]
+
+
 def training_loss(
     model: LanguageModel,
     tokens: Tensor,
     schedule: Schedule,
     residuals: Residuals | None = None,
     end_token: int | None = None,
+    target_count: Tensor | None = None,
 ) -> Tensor:
-    """Mean nats per target of samples [b, L + 1].
+    """Nats of samples [b, L + 1] over `target_count` (None: the mean over their own targets).
 
     `residuals`, if given, are told what refinements moved; an `end_token` keeps the documents it ends apart.
     """
-    ids, targets = tokens[:, :-1], tokens[:, 1:]
+    ids, targets = tokens[:, :-1], targets_of(tokens)
     documents = None if end_token is None else document_ids(ids, end_token)
     loss = model(
-        ids, targets=targets, schedule=schedule, watch=residuals, documents=documents, return_logits=False
+        ids,
+        targets=targets,
+        target_count=target_count,
+        schedule=schedule,
+        watch=residuals,
+        documents=documents,
+        return_logits=False,
     ).loss
     assert loss is not None  # there are targets
     return loss
@@ -193,15 +206,17 @@ class Trainer:
         return self.model.training_schedule(self.config.seed, self.progress.step)
 
     def step(self, stream: BatchStream, schedule: Schedule) -> tuple[Tensor, float]:
-        """One optimizer step; returns this rank's mean loss (on the device) and the learning rate."""
+        """One optimizer step; returns this rank's part of the loss (their mean over ranks is that of the global batch;
+        on the device) and the learning rate."""
         progress, engine = self.progress, self.engine
         measured = Residuals() if self.adaptive is not None or self.logs(progress.step + 1) else None
         loss = torch.zeros((), device=self.device)
-        for _ in range(engine.accumulation):
-            tokens = next(stream).to(self.device, non_blocking=True)
-            loss += (
-                engine.accumulate(tokens, schedule, measured, self.end_token).float() / engine.accumulation
-            )
+        batches = [next(stream) for _ in range(engine.accumulation)]
+        targets = self.targets_per_micro_batch(batches)
+        for batch in batches:
+            tokens = batch.to(self.device, non_blocking=True)
+            nats = engine.accumulate(tokens, schedule, measured, self.end_token, targets)
+            loss += nats.float() / engine.accumulation
         lr = learning_rate(self.config.learning_rate, self.config.optimizer.lr, progress.step, self.total)
         engine.step(lr)
         tokens_read = self.global_batch * self.length
@@ -213,6 +228,17 @@ class Trainer:
         self.skips.count(progress.step, engine.applied)
         progress.skipped, progress.skipped_in_a_row = self.skips.total, self.skips.in_a_row
         return loss, lr
+
+    def targets_per_micro_batch(self, batches: list[Tensor]) -> Tensor:
+        """Targets of a step's global batch over the number of its micro-batches on all ranks, at least one target in all.
+
+        Every micro-batch divides its nats by it. Their mean, which the engine makes, is then the mean over all targets,
+        wherever those that carry no loss happen to lie. float32, on the device, which is not waited for.
+        """
+        mine = sum(int((targets_of(batch) != IGNORE).sum()) for batch in batches)
+        targets = torch.full((), float(mine), device=self.device)
+        dist.all_reduce(targets)
+        return targets.clamp(min=1) / (len(batches) * self.world)
 
     def measure(self, measured: Residuals | None) -> None:
         """Average the residuals of a step over ranks, on the device."""

@@ -8,9 +8,11 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from latentpt.config import build
 from latentpt.data.indexed import ShardWriter
+from latentpt.modeling.loss import IGNORE
 from latentpt.run import RunConfig, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,14 @@ def losses(config: RunConfig, kind: str = "train") -> dict[int, float]:
     lines = [line for line in read_metrics(config.folder.metrics) if line["kind"] == kind]
     assert len({line["step"] for line in lines}) == len(lines)
     return {line["step"]: line["loss"] for line in lines}
+
+
+def sparse_targets(tokens: torch.Tensor) -> torch.Tensor:
+    """Targets of samples [b, L + 1] of which every second row has none and the others more or fewer."""
+    targets = tokens[:, 1:].clone()
+    targets[tokens[:, :1].expand_as(targets) % 2 == 0] = IGNORE
+    targets[targets > 100] = IGNORE
+    return targets
 
 
 def free_port() -> int:

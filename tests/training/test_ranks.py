@@ -19,7 +19,7 @@ def test_any_number_of_ranks_and_any_zero_stage_give_one_loss_curve_also_across_
     train(alone)
     train(tiny_run(tmp_path / "handed-over", text, training={"stop_at": 3}))
 
-    finish(start_ranks(2, WORKER, text, tmp_path))
+    finish(start_ranks(2, WORKER, text, tmp_path, "stages"))
     taken_back = tiny_run(tmp_path / "taken-back", text)
     shutil.copytree(tmp_path / "all-stages", taken_back.folder.path)
     shutil.rmtree(checkpoints.find(taken_back.folder.checkpoints))  # step 8; leaves step 6, also of two ranks

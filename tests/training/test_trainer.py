@@ -30,7 +30,8 @@ def plain_losses(config):
         for step in range(config.steps):
             tokens = next(stream)
             schedule = model.training_schedule(config.seed, step)
-            loss = model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss
+            targets = trainer.targets_of(tokens)
+            loss = model(tokens[:, :-1], targets=targets, schedule=schedule, return_logits=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
             for group in adam.param_groups:

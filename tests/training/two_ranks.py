@@ -1,13 +1,17 @@
-"""One of the ranks of test_ranks: python two_ranks.py DATA FOLDER."""
+"""One of the ranks of the tests with two: python two_ranks.py DATA FOLDER stages|ignoring."""
 
 import sys
 from pathlib import Path
 
-from small import tiny_run
+from small import sparse_targets, tiny_run
 
-from latentpt.training.trainer import train
+from latentpt.training import trainer
 
-data, folder = map(Path, sys.argv[1:])
+data, folder = map(Path, sys.argv[1:3])
+if sys.argv[3] == "ignoring":
+    trainer.targets_of = sparse_targets
 for stage in range(4):  # one training that changes its stage every other step
-    train(tiny_run(folder / "all-stages", data, zero={"stage": stage}, training={"stop_at": 2 * stage + 2}))
-train(tiny_run(folder / "handed-over", data, zero={"stage": 3}))
+    run = tiny_run(folder / "all-stages", data, zero={"stage": stage}, training={"stop_at": 2 * stage + 2})
+    trainer.train(run)
+if sys.argv[3] == "stages":
+    trainer.train(tiny_run(folder / "handed-over", data, zero={"stage": 3}))

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentpt.thoughts import registry
 from latentpt.thoughts.cost import inference_flops_per_token, schedule_cost, training_cost
 from tests.conftest import FAMILIES, tiny_ids, tiny_model
+from tests.thoughts.toys import TOYS
 
 ATEN = torch.ops.aten
 
@@ -63,8 +65,22 @@ CASES = {
     "loop": {"method": "loop", "num_thoughts": 2},
     "ponder": {"method": "ponder", "num_thoughts": 2},
     "ponder-hidden": {"method": "ponder_hidden", "num_thoughts": 2},
+    "carry": {"method": "carry", "num_thoughts": 1, "refinements": 2},
+    "carry-stage-strided": {
+        "method": "carry", "num_thoughts": 1, "visibility": "stage_causal", "solver": "strided", "refinements": 1,
+    },
+    "two-losses": {"method": "two_losses", "num_thoughts": 1},
+    "middle": {"method": "middle", "num_thoughts": 2},
+    "middle-chunked": {"method": "middle", "num_thoughts": 1, "chunk": 5},
+    "dual-slot": {"method": "dual_slot", "num_thoughts": 1},
     "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    for name, method in TOYS.items():
+        monkeypatch.setitem(registry.METHODS, name, method)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -77,7 +93,7 @@ def test_counted_flops_equal_torchs_counter(family, name):
     schedule = model.method.schedule()
     cost = schedule_cost(model.config, model.method, schedule, length)
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as forward, torch.no_grad():
-        model(ids, schedule=schedule)
+        model(ids, targets=ids, schedule=schedule, return_logits=False)
     assert forward.get_total_flops() == pytest.approx(rows * length * cost.forward, rel=0.01)
     remade = rows * length * recomputed(model, schedule)
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as both:
