@@ -69,7 +69,11 @@ def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
     side = config.folder.path.with_name(config.folder.path.name + ".tokenizer.json")
     if rank != 0:
         dist.barrier()  # until the tokenizer is there
-    prepared = prepare(config, side, write=rank == 0)
+    try:
+        prepared = prepare(config, side, write=rank == 0)
+    except BaseException:
+        side.unlink(missing_ok=True)
+        raise
     if rank == 0:
         dist.barrier()
     if config.training.lora.rank:
