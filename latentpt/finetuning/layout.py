@@ -42,6 +42,8 @@ class Layout(NamedTuple):
     """Index of each column among the cells of all segments, int64 [B, T]; 0 at padding."""
     successor: Tensor
     """Column of the next real position in the row, int64 [B, T]; -1 where there is none."""
+    latents: tuple[Tensor, Tensor]
+    """Rows and columns of the latents in the first segment, which has any only where nothing is cut."""
     padded: bool
     """Whether there is any cell without a position."""
 
@@ -52,9 +54,18 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-        segments = tuple(Segment(*(part.to(device) for part in segment)) for segment in self.segments)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        rows, columns = self.latents
         return Layout(
-            segments, self.positions.to(device), self.place.to(device), self.successor.to(device), self.padded
+            tuple(Segment(*map(moved, segment)) for segment in self.segments),
+            moved(self.positions),
+            moved(self.place),
+            moved(self.successor),
+            (moved(rows), moved(columns)),
+            self.padded,
         )
 
 
@@ -108,4 +119,5 @@ def lay_out(
     following = torch.nn.functional.pad(packed[:, 1:], (0, 1))
     known = torch.arange(width, device=ids.device) + 1 < count[:, None]
     successor = torch.full_like(ids, -1).scatter(1, packed, following.where(known, -1))
-    return Layout(tuple(segments), positions, place, successor, padded)
+    rows, columns = segments[0].latent.nonzero(as_tuple=True)
+    return Layout(tuple(segments), positions, place, successor, (rows, columns), padded)

@@ -167,7 +167,7 @@ def _refilled(
     (cells,) = layout.segments
     tokens = take(tokens, cells.columns)
     hidden, layered = Thinking(model, schedule, block).run(tokens, cells.alive, layout.padded)
-    rows, columns = cells.latent.nonzero(as_tuple=True)
+    rows, columns = layout.latents
     for _ in range(refills):
         z = fill.inputs(
             model.decoder, model.method.embed_scale, hidden[rows, columns - 1], layered[rows, columns - 1]

@@ -44,8 +44,10 @@ from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor
 from latentpt.training.origin import Start, changes, find_origin, prepare_folder
 
-FIXED = ("mode", "start.", "data.", "markers.", "coconut.", "lt.", "fill.", "training.batch", "training.epochs", "training.lora.")  # fmt: skip
+FIXED = ("seed", "mode", "start.", "data.", "markers.", "fill.", "training.batch", "training.lora.")
 """A resumed training must go on with these as they were, or it would not be the same training."""
+FIXED_BY_MODE = {"cot": "training.epochs", "no_cot": "training.epochs", "lt_tuning": "lt."}
+"""And with these; the other modes have their curriculum."""
 
 
 def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
@@ -60,7 +62,7 @@ def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
     origin = find_origin(as_run, begin)
     if origin is not None:
         for key, old, new in changes(as_run, origin):
-            if key.startswith(FIXED):
+            if key.startswith((*FIXED, FIXED_BY_MODE.get(config.mode, "coconut."))):
                 raise ConfigError(
                     f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; choose "
                     "another output folder, or set the old one aside with --fresh"
