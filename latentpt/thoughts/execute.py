@@ -11,20 +11,19 @@ merged by their log-sum-exp. Documents and slots that were not thought narrow wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentpt.modeling.attention import Group, Part, View
 from latentpt.modeling.decoder import Decoder
-from latentpt.modeling.merge import KeyBlock, Relation
 from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.method import ThoughtMethod, Tokens
 from latentpt.thoughts.plan import Column, Fed, Plan, Source, Step, Stretch
-from latentpt.thoughts.state import Before, Cache, KeysValues, State
+from latentpt.thoughts.sight import Sight, joined
+from latentpt.thoughts.state import Before, KeysValues, State
 
 
 class Watch:
@@ -126,10 +125,9 @@ class _Walk:
         self.decoder, self.method, self.tokens = decoder, method, tokens
         self.stretch, self.state, self.watch = stretch, state, watch
         self.angles = decoder.angles(tokens.positions)
-        self.in_place = isinstance(state, Cache) and stretch.one_row
+        self.sight = Sight(stretch, state, tokens, self.keys_values)
         self.outcomes: dict[int, Outcome] = {}
         self.joined: dict[Any, KeysValues] = {}
-        self.masks: dict[Any, Tensor | None] = {}
 
     def run(self) -> list[Streams]:
         """All steps in order; what is read, and the state grown."""
@@ -168,11 +166,11 @@ class _Walk:
         u, memory = self.inputs(step)
         layers, everything = range(*step.layers), range(len(step.columns))
         read = None if step.read == everything else slice(step.read.start, step.read.stop)
-        inner = self.view(step, everything)
-        outer = inner if read is None else self.view(step, step.read)
+        inner = self.sight.of(step, everything)
+        outer = inner if read is None else self.sight.of(step, step.read)
         views = [(outer if layer == layers[-1] else inner)(layer) for layer in layers]
         ran = self.decoder.run(
-            u, self.angles_of(step), views, layers.start, read, step.keep and not self.in_place,
+            u, self.angles_of(step), views, layers.start, read, step.keep and not self.sight.in_place,
             self.stretch.traits.tap if step.tapped else None, self.method.injections, memory,
             None if type(self.watch).attended is Watch.attended else lambda *seen: self.watch.attended(step, *seen),
         )  # fmt: skip
@@ -253,134 +251,6 @@ class _Walk:
         before = documents[:, :1] if self.state.documents is None else self.state.documents[:, -1:]
         return documents != torch.cat([before, documents[:, :-1]], dim=1)
 
-    # ------------------------------------------------------------------------------------------ what is seen
-
-    def view(self, step: Step, queries: range) -> Callable[[int], View]:
-        """What some columns of a step see, as a function of the layer."""
-        if self.in_place:
-            return lambda layer: self.view_of_cache(step, queries, layer)
-        layer, count = step.layers[0], len(step.columns)
-        flat = step.flat and len(queries) == count
-        groups = []
-        for index in [queries[0]] if flat and queries else queries:
-            column, seen = step.columns[index], step.sees[index]
-            if flat:
-                rows, own = (
-                    step.columns,
-                    [Part(slice(None), Relation.CAUSAL, self.mask(step.columns, step.columns))],
-                )
-            else:
-                rows, own = (
-                    (column,),
-                    [
-                        Part(
-                            slice(step.columns.index(key), None, count),
-                            relation,
-                            self.mask((column,), (key,)),
-                        )
-                        for key, source, relation in seen
-                        if source is None
-                    ],
-                )
-                own.sort(
-                    key=lambda part: part.relation is not Relation.CAUSAL
-                )  # the first shows every query a key
-            others = [
-                (s.source, s.relation, self.mask(rows, (s.column,))) for s in seen if s.source is not None
-            ]
-            known = [
-                (part, self.mask_before(rows, layer, part)) for part in self.state.before(layer, column.slot)
-            ]
-            slots = slice(0, count) if flat else slice(index - queries[0], index - queries[0] + 1)
-            groups.append((slots, tuple(own), others, known))
-
-        def of(layer: int) -> View:
-            prefix = self.state.keys_values(layer)
-            return View(
-                tuple(
-                    Group(slots, own, tuple(self.blocks(layer, others, known, prefix)))
-                    for slots, own, others, known in groups
-                )
-            )
-
-        return of
-
-    def blocks(
-        self,
-        layer: int,
-        others: Sequence[tuple[Source, Relation, Tensor | None]],
-        known: Sequence[tuple[slice, Tensor | None]],
-        prefix: KeysValues | None,
-    ) -> Iterable[KeyBlock]:
-        """Keys from elsewhere: of earlier steps, and of earlier stretches."""
-        for source, relation, mask in others:
-            yield KeyBlock(*self.keys_values(layer, source), relation, mask)
-        if prefix is not None:
-            for part, mask in known:
-                yield KeyBlock(prefix[0][:, :, part], prefix[1][:, :, part], Relation.ALL, mask)
-
-    def view_of_cache(self, step: Step, queries: range, layer: int) -> View:
-        """Single cells write themselves into the cache and see what lies there up to themselves."""
-        assert isinstance(self.state, Cache)
-        groups = []
-        for index in queries:
-            parts = self.state.up_to(layer, step.columns[index])
-            masks = [self.mask_before((step.columns[index],), layer, part) for part in parts]
-            own = (Part(part, Relation.ALL, mask) for part, mask in zip(parts, masks, strict=True))
-            groups.append(Group(slice(index - queries[0], index - queries[0] + 1), tuple(own)))
-        return View(tuple(groups), self.state.tensors[layer], self.state.place(layer, step.columns))
-
-    def mask(self, queries: tuple[Column, ...], keys: tuple[Column, ...]) -> Tensor | None:
-        """Which cells of some columns may see which of others: bool [B, 1, n, m]; None: all."""
-        if self.tokens.documents is None and self.tokens.alive is None:
-            return None
-        if (queries, keys) not in self.masks:
-            mask = _visible(*self.facts(queries)[:1], *self.facts(keys))
-            if (
-                queries == keys and self.tokens.alive is not None
-            ):  # a cell sees itself, or its softmax would be empty
-                mask = mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-            self.masks[queries, keys] = mask
-        return self.masks[queries, keys]
-
-    def mask_before(self, queries: tuple[Column, ...], layer: int, part: slice) -> Tensor | None:
-        """Which of a layer's earlier cells some columns may see; in a cache written in place, the present ones too."""
-        if self.tokens.documents is None and self.tokens.alive is None and self.state.alive is None:
-            return None
-        grid = self.stretch.traits.grid(layer)
-        documents, alive = (
-            _known(old, new if self.in_place else None)
-            for old, new in (
-                (self.state.documents, self.tokens.documents),
-                (self.state.alive, self.tokens.alive),
-            )
-        )
-        if self.tokens.documents is None:
-            documents = None
-        if documents is not None:
-            documents = documents.repeat_interleave(len(grid), dim=1)[:, part]
-        if alive is not None:
-            slots = torch.tensor(list(grid), device=alive.device)
-            alive = (alive[..., None] > slots).flatten(1)[:, part]
-        if documents is None and alive is None:
-            return None
-        mask = _visible(self.facts(queries)[0], documents, alive)
-        if self.in_place and alive is not None:
-            mask = mask.clone()
-            mask[..., -1] = True
-        return mask
-
-    def facts(self, columns: tuple[Column, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Of the cells of some columns, row by row: the document, and whether it is thought; [B, n] each."""
-        places = [(slice(c.first, None, c.every), c.slot) for c in columns]
-        documents, alive = self.tokens.documents, self.tokens.alive
-        return (
-            None if documents is None else torch.stack([documents[:, at] for at, _ in places], 2).flatten(1),
-            None
-            if alive is None
-            else torch.stack([alive[:, at] > slot for at, slot in places], 2).flatten(1),
-        )
-
     # ------------------------------------------------------------------------------------------ what was left
 
     def gather(self, sources: Sequence[Source | None], of: Callable[[Outcome, slice], Tensor]) -> Tensor:
@@ -429,7 +299,7 @@ class _Walk:
     def grow(self) -> None:
         """Leave keys, values, states and facts for what comes next."""
         state, done = self.state, self.stretch.completes
-        if not self.in_place:
+        if not self.sight.in_place:
             for layer, sources in enumerate(self.stretch.keys):
                 columns = [self.keys_values(layer, source) for source in sources]
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
@@ -442,7 +312,7 @@ class _Walk:
         if done:
             present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
             olds = (state.documents, state.alive)
-            state.documents, state.alive = (_known(old, new) for old, new in zip(olds, present, strict=True))
+            state.documents, state.alive = (joined(old, new) for old, new in zip(olds, present, strict=True))
             state.positions += done
 
 
@@ -465,23 +335,6 @@ def _alike(step: Step) -> list[range]:
 def _range(slots: list[int]) -> range:
     step = slots[1] - slots[0] if len(slots) > 1 else 1
     return range(slots[0], slots[-1] + 1, step)
-
-
-def _visible(rows: Tensor | None, columns: Tensor | None, thought: Tensor | None) -> Tensor:
-    """bool [B, 1, n or 1, m] from the documents of rows [B, n] and columns [B, m], and whether a column is thought."""
-    same = None if rows is None or columns is None else rows[:, :, None] == columns[:, None, :]
-    there = None if thought is None else thought[:, None, :]
-    if same is None or there is None:
-        mask = there if same is None else same
-        assert mask is not None
-        return mask[:, None]
-    return (same & there)[:, None]
-
-
-def _known(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return torch.cat([old, new], dim=1)
 
 
 def _cat(parts: list[Tensor], dim: int) -> Tensor:
