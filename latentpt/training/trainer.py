@@ -38,7 +38,7 @@ from latentpt.training.engine import Engine, start_processes
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
-from latentpt.training.origin import Start, find_origin, prepare_folder
+from latentpt.training.origin import Start, check_alike, find_origin, prepare_folder
 
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
@@ -58,6 +58,7 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
         check_vocabulary(dataset, config.model.vocab_size)
     if config.data.mask_documents and data.eod_id is None:
         raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
+    check_alike(config)
     origin = find_origin(config, start)
     model = build_model(config)
     if origin is None and config.training.start_from:
