@@ -8,7 +8,9 @@ token but the very first is a label exactly once an epoch. The state of a stream
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import resource
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from latentpt.data.indexed import Shard, bin_and_idx, shard_prefix
 from latentpt.data.manifest import FILE_NAME, WORK, Manifest, read_manifest
 from latentpt.data.order import shuffled
 
+_DESCRIPTORS_LEFT = 256  # open files that others will need
 _TOGETHER = 8  # micro-batches read at once
 
 
@@ -69,8 +72,8 @@ class TokenDataset:
         self.vocab_size: int | None = None
         self.eod_id: int | None = None
         first: tuple[Path, Manifest] | None = None
-        for path in (folder for given in paths for folder in shard_folders(Path(given))):
-            manifest, shards = open_folder(path)
+        for path in (folder for given in paths for folder in corpus_folders(Path(given))):
+            manifest, shards = open_folder(path, random=True)
             self.shards += shards
             if manifest is None:
                 continue
@@ -128,14 +131,41 @@ def shard_folders(path: Path) -> list[Path]:
     return [path]
 
 
-def open_folder(path: Path) -> tuple[Manifest | None, list[Shard]]:
-    """Open a shard folder, checked against its manifest, or a single pair, which has none."""
+def corpus_folders(path: Path) -> list[Path]:
+    """The shard folders of one corpus; raises DataError where a folder holds a training and a validation side."""
+    folders = shard_folders(path)
+    sides = {folder.relative_to(path).parts[0] for folder in folders if folder != path}
+    if {"train", "validation"} <= sides:
+        raise DataError(f"{path}: holds train and validation; name one of them, such as {path / 'train'}")
+    return folders
+
+
+def allow_descriptors(count: int) -> None:
+    """Raise this process's limit of open files so that `count` more can be open, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + count + _DESCRIPTORS_LEFT  # noqa: PTH208  (counts, no paths)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def open_folder(path: Path, random: bool = False) -> tuple[Manifest | None, list[Shard]]:
+    """Open a shard folder, checked against its manifest, or a single pair, which has none.
+
+    `random` says that samples will be read from anywhere rather than in order.
+    """
     if bin_and_idx(shard_prefix(path))[1].is_file():
-        return None, [Shard(path)]
+        return None, [Shard(path, random)]
     manifest = read_manifest(path)
     shards = []
+    allow_descriptors(len(manifest.shards))
     for info in manifest.shards:
-        shard = Shard(path / info.name)
+        shard = Shard(path / info.name, random)
+        if shard.dtype.name != manifest.dtype:
+            raise DataError(
+                f"{shard.idx_path}: says that ids are {shard.dtype}, but the manifest says {manifest.dtype}; "
+                "the index was changed or belongs to another shard"
+            )
         if (shard.num_tokens, shard.num_documents) != (info.tokens, info.documents):
             raise DataError(
                 f"{shard.idx_path}: holds {shard.num_documents} documents and {shard.num_tokens} tokens, but the "

@@ -12,6 +12,7 @@ Writing goes to side files; the .idx appears last and marks the pair as complete
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -19,6 +20,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -48,19 +50,22 @@ def _spans(count: int) -> Iterator[slice]:
 
 def _map(path: Path) -> mmap.mmap | bytes:
     """Map a whole file for reading; an empty file cannot be mapped and is empty bytes."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+        raise DataError(f"{path}: cannot be opened ({error.strerror}){hint}") from None
 
 
 class Index:
-    """An .idx file, memory-mapped and checked by itself.
+    """An .idx file, checked by itself. It is mapped while it is read and not longer: a run may have thousands.
 
     Attributes:
         dtype: type of the ids in the .bin.
-        num_sequences, num_tokens: what the .bin must hold.
-        lengths: sequence lengths in tokens, int32 [num_sequences], mapped.
-        document_index: first sequence of every document and the end, int64 [num_documents + 1], mapped.
+        num_sequences, num_documents: entries of the index.
+        num_tokens: what the .bin must hold.
 
     Raises DataError, naming the file and the reason, for a file that is missing, damaged or of another format.
     """
@@ -71,13 +76,25 @@ class Index:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; a shard is a .bin and an .idx of the same name")
         index = _map(path)
-        self.dtype, self.num_sequences, entries = self._read_header(index)
-        n, m = self.num_sequences, entries
-        self.lengths = np.frombuffer(index, "<i4", n, HEADER.size)
-        offsets = np.frombuffer(index, "<i8", n, HEADER.size + 4 * n)
-        self.document_index = np.frombuffer(index, "<i8", m, HEADER.size + 12 * n)
-        self.num_tokens = self._check_sequences(offsets)
-        self._check_documents()
+        self.dtype, self.num_sequences, self._entries = self._read_header(index)
+        lengths, offsets, documents = self._tables(index)
+        self.num_tokens = self._check_sequences(lengths, offsets)
+        # Written without document boundaries (Pythia's preshuffled data): every sequence stands for itself.
+        self._has_documents = documents.size > 1 or bool((documents != 0).any())
+        self.num_documents = documents.size - 1 if self._has_documents else self.num_sequences
+        if self._has_documents:
+            self._check_documents(documents)
+
+    def _tables(
+        self, index: mmap.mmap | bytes
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """Lengths [num_sequences], offsets [num_sequences] and the document index [entries], mapped."""
+        n, m = self.num_sequences, self._entries
+        return (
+            np.frombuffer(index, "<i4", n, HEADER.size),
+            np.frombuffer(index, "<i8", n, HEADER.size + 4 * n),
+            np.frombuffer(index, "<i8", m, HEADER.size + 12 * n),
+        )
 
     def _refuse(self, reason: str) -> DataError:
         return DataError(f"{self.idx_path}: {reason}")
@@ -104,11 +121,11 @@ class Index:
             )
         return np.dtype(DTYPES[code]), n, m
 
-    def _check_sequences(self, offsets: NDArray[np.int64]) -> int:
+    def _check_sequences(self, all_lengths: NDArray[np.int32], offsets: NDArray[np.int64]) -> int:
         """Check that sequences lie back to back; return the number of tokens."""
         total = 0
         for span in _spans(self.num_sequences):
-            lengths = self.lengths[span].astype(np.int64)
+            lengths = all_lengths[span].astype(np.int64)
             if lengths.min() < 0:
                 raise self._refuse(f"sequence {span.start + int(lengths.argmin())} has a negative length")
             ends = total + np.cumsum(lengths)
@@ -120,16 +137,13 @@ class Index:
             total = int(ends[-1])
         return total
 
-    def _check_documents(self) -> None:
-        index, n = self.document_index, self.num_sequences
-        if index.size <= 1 and (index == 0).all():
-            # Written without document boundaries (Pythia's preshuffled data): every sequence stands for itself.
-            self.document_index = np.arange(n + 1, dtype=np.int64)
-        elif index[0] != 0 or index[-1] != n:
+    def _check_documents(self, index: NDArray[np.int64]) -> None:
+        n = self.num_sequences
+        if index[0] != 0 or index[-1] != n:
             raise self._refuse(
                 f"its document index runs from {index[0]} to {index[-1]} instead of from 0 to {n}"
             )
-        elif any((np.diff(index[span.start : span.stop + 1]) < 0).any() for span in _spans(index.size)):
+        if any((np.diff(index[span.start : span.stop + 1]) < 0).any() for span in _spans(index.size)):
             raise self._refuse("its document index is not in ascending order")
 
     def check_bin_size(self, path: Path, size: int) -> None:
@@ -141,19 +155,18 @@ class Index:
                 f"of {self.dtype} = {expected} bytes; the file is damaged or truncated"
             )
 
-    @property
-    def num_documents(self) -> int:
-        """Documents in the shard."""
-        return len(self.document_index) - 1
-
     def document_spans(self) -> Iterator[tuple[int, int]]:
         """First token and end of every document, in order."""
+        lengths, _, documents = self._tables(_map(self.idx_path))
         start = 0
         for span in _spans(self.num_documents):
-            first = self.document_index[span]
-            last = self.document_index[span.start + 1 : span.stop + 1]
-            sequences = self.lengths[first[0] : last[-1]].astype(np.int64)
-            ends = start + np.concatenate([[0], np.cumsum(sequences)])[last - first[0]]
+            bounds = (
+                documents[span.start : span.stop + 1]
+                if self._has_documents
+                else np.arange(span.start, span.stop + 1)
+            )
+            sequences = lengths[bounds[0] : bounds[-1]].astype(np.int64)
+            ends = start + np.concatenate([[0], np.cumsum(sequences)])[bounds[1:] - bounds[0]]
             for end in ends.tolist():
                 yield start, end
                 start = end
@@ -168,8 +181,8 @@ class Shard(Index):
     Raises DataError as Index does, and for a .bin of another size than the .idx describes.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open `path`, given as NAME, NAME.bin or NAME.idx."""
+    def __init__(self, path: str | Path, random: bool = False) -> None:
+        """Open `path`, given as NAME, NAME.bin or NAME.idx; `random` says that it will not be read in order."""
         self.prefix = shard_prefix(path)
         self.bin_path, idx_path = bin_and_idx(self.prefix)
         if not self.bin_path.is_file():
@@ -178,7 +191,10 @@ class Shard(Index):
             )
         super().__init__(idx_path)
         self.check_bin_size(self.bin_path, self.bin_path.stat().st_size)
-        self.tokens = np.frombuffer(_map(self.bin_path), self.dtype.newbyteorder("<"), self.num_tokens)
+        mapped = _map(self.bin_path)
+        if random and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)  # else the system reads megabytes around every sample
+        self.tokens = np.frombuffer(mapped, self.dtype.newbyteorder("<"), self.num_tokens)
 
     def documents(self) -> Iterator[NDArray]:
         """Every document's tokens in order, each a view of the mapped file."""
@@ -256,6 +272,18 @@ class ShardWriter:
         """Append one whole document [n]."""
         self.write(tokens)
         self.end_document()
+
+    def append(self, shard: Shard) -> None:
+        """Append all documents of a shard of the same dtype, in bounded memory."""
+        if shard.dtype != self.dtype:
+            raise DataError(f"{shard.bin_path}: holds {shard.dtype}, the shard it joins {self.dtype}")
+        for span in _spans(shard.num_tokens):
+            self.write(shard.tokens[span])
+        self.num_tokens, self._pending = self.num_tokens + self._pending, 0
+        self.num_documents += shard.num_documents
+        spans = shard.document_spans()
+        while (lengths := np.fromiter((end - start for start, end in islice(spans, _ENTRIES)), "<i4")).size:
+            self._lengths.write(lengths.tobytes())
 
     def close(self) -> ShardInfo:
         """Write the index, make both files durable and give them their names, the .idx last."""

@@ -81,7 +81,9 @@ class Manifest(_Record):
     quarantined: dict[str, int] = {}
     """Records that became no document, by kind."""
     inputs: list[dict[str, Any]] = []
-    """Files read: name, bytes, sha256."""
+    """Parts of files read: name, first byte, bytes, lines, sha256."""
+    input_files: list[dict[str, Any]] = []
+    """The files: name, bytes and time of the last change, for noticing other data under the same name."""
     options: dict[str, Any] = {}
     """Options that shaped the output."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from latentpt.data.batches import TokenDataset, shard_folders
+from latentpt.data.batches import TokenDataset, corpus_folders
 from latentpt.data.config import DataConfig, SourceConfig
 from latentpt.data.errors import DataError
 from latentpt.data.mixture import Mixture
@@ -44,6 +44,6 @@ def open_validation(config: DataConfig) -> dict[str, TokenDataset]:
     else:
         root = Path(config.validation)
         folders = {
-            "" if path == root else path.relative_to(root).as_posix(): path for path in shard_folders(root)
+            "" if path == root else path.relative_to(root).as_posix(): path for path in corpus_folders(root)
         }
     return {name: TokenDataset(path, config.sequence_length) for name, path in folders.items()}

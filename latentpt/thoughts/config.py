@@ -24,7 +24,7 @@ class ThoughtsConfig(Section):
     """Method, number of thoughts, visibility and solver."""
 
     method: str = "vanilla"
-    """Thought method, a name of `latentpt.thoughts.METHODS`."""
+    """Thought method, a name of `latentpt.thoughts.registry.METHODS`."""
     num_thoughts: int = 0
     """Latent slots N after every token."""
     visibility: Literal["causal", "stage_causal"] = "causal"

@@ -134,11 +134,11 @@ class _Walk:
     def run(self) -> list[Streams]:
         """All steps in order; what is read, and the state grown."""
         self.watch.begin(self.stretch, self.state.positions)
-        steps, index = self.stretch.steps, 0
-        while index < len(steps):
-            step = steps[index]
+        index = 0
+        while index < len(self.stretch.steps):
+            step = self.stretch.steps[index]
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-                self.outcomes[index] = self.step(step)
+                self.outcomes[step.number] = self.step(step)
             if not step.grad and torch.is_autocast_enabled(self.tokens.embeds.device.type):
                 # Autocast caches the weights it casts; those cast here carry no gradient for the steps to come.
                 torch.clear_autocast_cache()
@@ -158,8 +158,9 @@ class _Walk:
         if not self.watch.enough(steps[index].sweep) or last <= following or not steps[index].refines:
             return following
         # Sweeps over the same slots are alike: what this one left stands for what the one before the last leaves.
-        first = next(i for i, step in enumerate(steps) if step.sweep == steps[index].sweep)
-        self.outcomes = {i + (last - following) * (i >= first): o for i, o in self.outcomes.items()}
+        shift = steps[last].number - steps[following].number
+        here = steps[index].sweep
+        self.outcomes = {n + shift * (o.step.sweep == here): o for n, o in self.outcomes.items()}
         return last
 
     def step(self, step: Step) -> Outcome:

@@ -15,6 +15,8 @@ With S = 2, what the cells of column 1 (q) see of column 0 (fresh, o) and, for s
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -132,6 +134,8 @@ class Step:
     """The state that goes into each column."""
     sees: tuple[tuple[Seen, ...], ...]
     """What each column sees in this stretch; the cells of earlier stretches come on top."""
+    number: int
+    """By which sources name it; steps nobody needs are left out, so numbers have gaps."""
     sweep: int
     """Number of the sweep it belongs to."""
     refines: bool = False
@@ -216,13 +220,13 @@ def compile_stretch(
     start, stop = traits.span
     if start:
         layout.add((Column(0, 1, 0),), (0, start), 0, grad=gradient)
-    before: Sweep | None = None
-    for number, sweep in enumerate(sweeps):
-        if before is not None and sweep.slots < before.slots:
+    for before, after in itertools.pairwise(sweeps):
+        if after.slots < before.slots:
             raise PlanError(
-                f"a sweep over {sweep.slots} slots follows one over {before.slots}; slots only grow"
+                f"a sweep over {after.slots} slots follows one over {before.slots}; slots only grow"
             )
-        refines = before is not None and before.slots == sweep.slots
+    for number, sweep in enumerate(sweeps):
+        refines = number > 0 and sweeps[number - 1].slots == sweep.slots
         for columns in sets(sweep, length):
             layout.add(columns, (start, stop), number, refines, sweep.grad)
         last = number == len(sweeps) - 1
@@ -239,7 +243,6 @@ def compile_stretch(
                 )
             slots = range(0 if read_all and not suffix else sweep.slots - 1, sweep.slots)
             readings.append(Reading(tuple(layout.whole(traits.layers, slot) for slot in slots), weight))
-        before = sweep
     leaves = sorted({feed.slot for feed in traits.feeds if feed is not None and feed.back})
     left = tuple((slot, -1, layout.whole(stop, slot)) for slot in leaves)
     keys = layout.all_keys() if keep else ()
@@ -327,7 +330,7 @@ class _Layout:
         fed = tuple(self._fed(column) if core else None for column in columns)
         sees = tuple(tuple(self._seen(column, columns, layers[0])) for column in columns)
         number = len(self.steps)
-        self.steps.append(Step(columns, layers, tuple(base), fed, sees, sweep, refines, grad))
+        self.steps.append(Step(columns, layers, tuple(base), fed, sees, number, sweep, refines, grad))
         for index, column in enumerate(columns):
             source = Source(((number, index),))
             self.streams.put((layers[1], column.slot), column, source)
@@ -384,85 +387,60 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
 
     Of the sweep `all_of` every outcome is wanted.
     """
-    steps = stretch.steps
-    outcomes: list[set[int]] = [set() for _ in steps]
-    tapped, keep = [False] * len(steps), [False] * len(steps)
-    last_use = list(range(len(steps)))
-    end = stretch.traits.span[1]
+    end, tap = stretch.traits.span[1], stretch.traits.tap
+    outcomes: dict[int, set[int]] = defaultdict(set)
+    tapped: set[int] = set()
+    kept: set[int] = set()
+    last_use: dict[int, int] = {}
 
     def want(source: Source | None, user: int, state: bool = False) -> None:
         for step, column in source.parts if source is not None else ():
-            last_use[step] = max(last_use[step], user)
-            if state and stretch.traits.tap is not None:
-                tapped[step] = True
+            last_use.setdefault(step, user)  # users come from the last to the first
+            if state and tap is not None:
+                tapped.add(step)
             else:
                 outcomes[step].add(column)
 
-    for columns, step in zip(outcomes, steps, strict=True):
-        if step.sweep == all_of:
-            columns.update(range(len(step.columns)))
+    def keep(sources: Iterable[Source | None], user: int) -> None:
+        for step in {step for source in sources if source is not None for step, _ in source.parts}:
+            last_use.setdefault(step, user)
+            kept.add(step)
+
+    after = len(stretch.steps)
     for reading in stretch.readings:
         for source in reading.slots:
-            want(source, len(steps))
+            want(source, after)
     for _, _, source in stretch.leaves:
-        want(source, len(steps), state=True)
-    for kept in {source for layer in stretch.keys for source in layer}:
-        for part, _ in kept.parts:
-            keep[part], last_use[part] = True, len(steps)
-    for index in reversed(range(len(steps))):
-        if not outcomes[index] and not tapped[index] and not keep[index]:
+        want(source, after, state=True)
+    keep((source for layer in stretch.keys for source in layer), after)
+    steps: list[Step] = []
+    for number, step in reversed(list(enumerate(stretch.steps))):
+        if step.sweep == all_of:
+            outcomes[number].update(range(len(step.columns)))
+        wanted, (first, stop) = outcomes[number], step.layers
+        if not wanted and number not in tapped and number not in kept:
             continue
-        step = steps[index]
-        for base in step.base:
-            want(base, index)
-        for fed in step.fed:
-            if fed is not None:
-                want(fed.source, index, state=True)
-        for seen in {seen.source for column in step.sees for seen in column if seen.source is not None}:
-            for part, _ in seen.parts:
-                keep[part], last_use[part] = True, max(last_use[part], index)
-    alive = [i for i in range(len(steps)) if outcomes[i] or tapped[i] or keep[i]]
-    new = {old: index for index, old in enumerate(alive)}
-    laid = []
-    for i in alive:
-        step = _renumbered(steps[i], new)
-        read = range(min(outcomes[i]), max(outcomes[i]) + 1) if outcomes[i] else range(0)
-        stop, tap = step.layers[1], stretch.traits.tap
-        if stop == end and tap is not None and not outcomes[i] and not keep[i]:
+        for base, fed in zip(step.base, step.fed, strict=True):
+            want(base, number)
+            want(fed and fed.source, number, state=True)
+        keep((seen.source for column in step.sees for seen in column), number)
+        read = range(min(wanted), max(wanted) + 1) if wanted else range(0)
+        if stop == end and tap is not None and not wanted and number not in kept:
             stop, read = tap, range(len(step.columns))  # nobody wants more than the states
-        done = tuple(new[j] for j in alive if j <= i and last_use[j] == i)
-        laid.append(
-            replace(step, read=read, tapped=tapped[i], keep=keep[i], done=done, layers=(step.layers[0], stop))
+        done = [old for old, user in last_use.items() if user == number]
+        if number not in last_use:
+            done.append(number)
+        steps.append(
+            replace(
+                step,
+                read=read,
+                layers=(first, stop),
+                tapped=number in tapped,
+                keep=number in kept,
+                done=tuple(done),
+            )
         )
-    return replace(
-        stretch,
-        steps=tuple(laid),
-        readings=tuple(
-            Reading(tuple(_moved(source, new) for source in r.slots), r.weight) for r in stretch.readings
-        ),
-        leaves=tuple((slot, row, _moved(source, new)) for slot, row, source in stretch.leaves),
-        keys=tuple(tuple(_moved(source, new) for source in layer) for layer in stretch.keys),
-    )
-
-
-def _moved(source: Source, new: dict[int, int]) -> Source:
-    return source._replace(parts=tuple((new[step], column) for step, column in source.parts))
-
-
-def _renumbered(step: Step, new: dict[int, int]) -> Step:
-    """The step after others have been left out."""
-
-    def moved(source: Source | None) -> Source | None:
-        return None if source is None else _moved(source, new)
-
-    return replace(
-        step,
-        base=tuple(map(moved, step.base)),
-        fed=tuple(None if fed is None else fed._replace(source=moved(fed.source)) for fed in step.fed),
-        sees=tuple(
-            tuple(seen._replace(source=moved(seen.source)) for seen in column) for column in step.sees
-        ),
-    )
+    return replace(stretch, steps=tuple(reversed(steps)))
 
 
 class Plan(NamedTuple):
@@ -478,20 +456,8 @@ def compile_plan(
 ) -> Plan:
     """The plan of a schedule over `length` positions; raises PlanError, see `compile_stretch`."""
     chunk = schedule.chunk or length
-    starts: Iterable[int] = range(0, length, chunk)
-    return Plan(
-        traits,
-        tuple(
-            (
-                start,
-                compile_stretch(
-                    traits,
-                    schedule.sweeps,
-                    min(chunk, length - start),
-                    keep or start + chunk < length,
-                    read_all,
-                ),
-            )
-            for start in starts
-        ),
-    )
+    stretches = []
+    for start in range(0, length, chunk):
+        size, more = min(chunk, length - start), start + chunk < length
+        stretches.append((start, compile_stretch(traits, schedule.sweeps, size, keep or more, read_all)))
+    return Plan(traits, tuple(stretches))

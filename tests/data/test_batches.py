@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -168,3 +170,27 @@ def test_a_vocabulary_larger_than_the_models_is_refused(dataset: TokenDataset) -
     check_vocabulary(dataset, 60000)
     with pytest.raises(DataError, match=r"set model\.vocab_size to at least 60000"):
         check_vocabulary(dataset, 50000)
+
+
+def test_an_index_of_another_dtype_than_the_manifest_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", [100])
+    path = next(folder.glob("*.idx"))
+    content = bytearray(path.read_bytes())
+    content[17] = 3  # int16, of the same size: ids from 32,768 on would be negative
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="says that ids are int16, but the manifest says uint16"):
+        TokenDataset(folder, LENGTH)
+
+
+def test_more_shards_than_the_limit_of_open_files_are_read(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", [9] * 300)
+    code = (
+        "import os, resource, sys; from latentpt.data.batches import TokenDataset; import numpy as np; "
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE); resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); "
+        f"data = TokenDataset({str(folder)!r}, 8); "
+        "print(data.read(np.arange(data.num_samples), 0).shape[0], len(os.listdir('/dev/fd')))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    samples, descriptors = map(int, answer.stdout.split())
+    assert samples == (300 * 9 - 1) // 8
+    assert descriptors < 300 + 32  # one a shard: the .idx is closed once it is checked

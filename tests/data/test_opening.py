@@ -64,3 +64,12 @@ def test_validation_has_a_corpus_for_each_source(root: Path) -> None:
     assert list(open_validation(config(validation={"b": str(root / "books")}))) == ["b"]
     with pytest.raises(DataError, match=r"has no manifest\.json"):
         open_validation(config(validation=str(root / "missing")))
+
+
+def test_the_folder_above_train_and_validation_is_not_trained_on(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        make_folder(tmp_path / name, [401])
+    for name in ("train", "validation"):
+        with pytest.raises(DataError, match="holds train and validation; name one of them"):
+            (open_training if name == "train" else open_validation)(config(**{name: str(tmp_path)}))
+    assert open_training(config(train=str(tmp_path / "train"))).num_tokens == 401

@@ -36,4 +36,5 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def tokenize(tokenizer: Path, output: Path, *arguments: str | Path) -> int:
     """Run the command; its exit code."""
-    return main(["tokenize", "--tokenizer", str(tokenizer), "--output", str(output), *map(str, arguments)])
+    fixed = ["tokenize", "--tokenizer", str(tokenizer), "--output", str(output), "--workers", "1"]
+    return main([*fixed, *map(str, arguments)])

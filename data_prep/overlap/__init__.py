@@ -1,0 +1,1 @@
+"""Overlap: which documents share their words, and writing a corpus without them."""

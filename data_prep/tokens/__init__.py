@@ -1,0 +1,1 @@
+"""Tokens: from documents to shards, and between token files."""

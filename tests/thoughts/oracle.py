@@ -1,0 +1,89 @@
+"""The recurrence cell by cell, written down once more and without any of the library's ways to be fast."""
+
+import torch
+
+from latentpt.modeling.rotary import rotate
+from latentpt.thoughts.documents import document_positions
+from latentpt.thoughts.state import Before
+
+
+@torch.no_grad()
+def oracle(model, ids, slots=None, documents=None, alive=None):
+    """h(t, n - 1) after the final norm, [B, L, d], of ids [B, L]; n = `slots`, or for each token `alive` [B, L]."""
+    method, decoder = model.method, model.decoder
+    slots = slots or method.slots
+    feeds, (start, stop) = method.feeds(slots), method.span
+    positions = torch.arange(ids.shape[1]) if documents is None else document_positions(documents)
+    tokens = method.tokens(decoder, ids, positions)
+    keys = [{} for _ in decoder.blocks]  # layer -> cell -> (k, v) [B, H_kv, D]
+    inputs, states, predicted = {}, {}, []
+
+    def visible(t, slot, layer):
+        for (other, s), kv in keys[layer].items():
+            if not method.visibility.sees(slot, s):
+                continue
+            mask = torch.ones(len(ids), dtype=torch.bool)
+            if documents is not None:
+                mask &= documents[:, other] == documents[:, t]
+            if alive is not None and (other, s) != (t, slot):
+                mask &= alive[:, other] > s
+            yield kv, mask
+
+    def layers(x, t, slot, first, last, memory):
+        tapped = None
+        for layer in range(first, last):
+            block, injection = decoder.blocks[layer], method.injections and method.injections[layer]
+            if layer == method.tap:
+                tapped = x
+            if injection:
+                x = injection.residual(x, memory)
+            y = block.attention_norm(x)
+            qk, v = block.attention.qkv(y, None)
+            q, k = qk.split([block.attention.qkv.heads, block.attention.qkv.kv_heads], dim=-2)
+            if injection:
+                k, v = injection.keys_values(y, k, v, memory)
+            angles = decoder.angles(tokens.at(slice(t, t + 1)).positions)
+            if angles is not None:
+                q, k = rotate(q, angles), rotate(k, angles)
+            keys[layer][t, slot] = k[:, 0, 0], v[:, 0, 0]
+            seen = list(visible(t, slot, layer))
+            groups = q.shape[-2] // k.shape[-2]
+            ks, vs = (torch.stack([kv[i] for kv, _ in seen], 1).repeat_interleave(groups, 2) for i in (0, 1))
+            scores = torch.einsum("bhd,bnhd->bhn", q[:, 0, 0], ks) * q.shape[-1] ** -0.5
+            mask = torch.stack([mask for _, mask in seen], 1)[:, None]
+            p = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+            attended = block.attention.out(torch.einsum("bhn,bnhd->bhd", p, vs).flatten(1))[:, None, None]
+            if block.parallel:
+                x = x + attended + block.mlp(block.mlp_norm(x))
+            else:
+                x = x + attended
+                x = x + block.mlp(block.mlp_norm(x))
+        return x, tapped
+
+    for t in range(ids.shape[1]):
+        here = tokens.at(slice(t, t + 1))
+        if start:
+            here = here._replace(embeds=layers(here.embeds, t, 0, 0, start, None)[0])
+        streams = []
+        for slot in range(slots):
+            before = None
+            if feeds[slot] is not None:
+                cell = t - feeds[slot].back, feeds[slot].slot
+                zero = torch.zeros_like(here.embeds)
+                state = states.get(cell, zero)
+                if documents is not None and feeds[slot].back and t:
+                    state = state * (documents[:, t] == documents[:, t - 1])[:, None, None, None]
+                before = Before(inputs.get(cell, zero), state)
+            plain = before is None and slot == 0
+            u = here.embeds if plain else method.inject(decoder, here, range(slot, slot + 1), before)
+            memory = torch.zeros_like(u) if before is None else before.states
+            x, tapped = layers(u, t, slot, start, stop, memory)
+            inputs[t, slot] = u
+            states[t, slot] = method.states(decoder, x if tapped is None else tapped)
+            streams.append(x)
+        if stop < len(decoder.blocks):
+            streams[-1] = layers(streams[-1], t, slots - 1, stop, len(decoder.blocks), None)[0]
+        x = torch.cat(streams, dim=2)[:, 0]
+        last = torch.full((len(ids),), slots - 1) if alive is None else (alive[:, t] - 1).clamp(min=0)
+        predicted.append(x[torch.arange(len(ids)), last])
+    return decoder.norm(torch.stack(predicted, dim=1))
