@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from latentpt.config import ConfigError, differences
+from latentpt.files import LOCK, exclusive
 from latentpt.run import RunConfig, checkpoints, cut_metrics
 from latentpt.training import checkpoint
 
@@ -82,6 +84,24 @@ def check_alike(config: RunConfig) -> None:
             )
 
 
+def hold(folder: Path, stack: ExitStack) -> None:
+    """Keep other trainings out of a run's folder until `stack` ends; collective.
+
+    Raises:
+        ConfigError: another training is in it, on every rank.
+    """
+    problem = ""
+    if dist.get_rank() == 0:
+        try:
+            stack.enter_context(exclusive(folder))
+        except BlockingIOError:
+            problem = (
+                f"{folder} is being trained by another process; stop that one first or choose another output"
+            )
+    if problem := from_rank_0(problem):
+        raise ConfigError(problem)
+
+
 def from_rank_0(value: T) -> T:
     """The value that rank 0 has."""
     box = [value]
@@ -105,7 +125,7 @@ def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
 def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
     """Make the run's folder ready for a training from `origin`; one rank calls it."""
     folder = config.folder
-    if start == "fresh" and folder.path.exists():
+    if start == "fresh" and folder.path.exists() and [path.name for path in folder.path.iterdir()] != [LOCK]:
         number = 1
         while (aside := folder.path.with_name(f"{folder.path.name}.old-{number}")).exists():
             number += 1

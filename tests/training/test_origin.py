@@ -6,6 +6,7 @@ import pytest
 from small import finish, losses, start_ranks, tiny_run
 
 from latentpt.config import ConfigError
+from latentpt.files import exclusive
 from latentpt.run import checkpoints
 from latentpt.training.trainer import train
 
@@ -66,6 +67,22 @@ def test_without_an_intact_checkpoint_nothing_is_begun_anew_or_removed(text, tmp
     ):
         train(tiny_run(tmp_path / "run", text))
     assert sorted(config.folder.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("start", ["auto", "resume", "fresh"])
+def test_two_trainings_in_one_folder_are_refused_and_the_next_may_start_when_the_first_has_ended(
+    start, text, tmp_path
+):
+    config = tiny_run(tmp_path / "run", text, training={"stop_at": 1})
+    train(config)
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        exclusive(config.folder.path),
+        pytest.raises(ConfigError, match="is being trained by another process"),
+    ):
+        train(config, start)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert train(tiny_run(tmp_path / "run", text, training={"steps": 2}), start).step == 2
 
 
 @pytest.mark.slow
