@@ -1,20 +1,18 @@
 """Where a training starts: the newest checkpoint whose files are what was written, chosen once for all ranks."""
 
-from pathlib import Path
-
 import pytest
-from small import finish, losses, start_ranks, tiny_run
 
 from latentpt.config import ConfigError
 from latentpt.files import exclusive
 from latentpt.run import checkpoints
 from latentpt.training.trainer import train
+from tests.training.small import finish, losses, start_ranks, tiny_run
 
 # One of two ranks whose seed is its rank; it ends well if that is refused.
 OTHER_SEEDS = """
 import os, sys
 from pathlib import Path
-from small import tiny_run
+from tests.training.small import tiny_run
 from latentpt.config import ConfigError
 from latentpt.training.trainer import train
 try:
@@ -88,6 +86,6 @@ def test_two_trainings_in_one_folder_are_refused_and_the_next_may_start_when_the
 @pytest.mark.slow
 def test_ranks_that_were_started_differently_are_refused_before_anything_is_written(text, tmp_path):
     script = tmp_path / "rank.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" + OTHER_SEEDS)
+    script.write_text(OTHER_SEEDS)
     finish(start_ranks(2, script, text, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
