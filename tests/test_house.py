@@ -167,6 +167,12 @@ def test_folders_named_like_other_packages_are_no_packages(folder):
     assert not (ROOT / folder / "__init__.py").exists()
 
 
+def test_every_folder_of_tests_is_a_package():
+    """Otherwise two test files of one name cannot be run in one session."""
+    folders = {path.parent for path in SOURCES if name_of(path).startswith("tests/")}
+    assert not [name_of(folder) for folder in folders if not (folder / "__init__.py").exists()]
+
+
 @pytest.mark.parametrize("folder", ["launch", "data_prep"])
 def test_no_script_shadows_a_module_that_others_import(folder):
     """A script's folder is sys.path[0]: a launch/profile.py would be found before the standard library's."""

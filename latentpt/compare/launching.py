@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from latentpt import files
 from latentpt.config import ConfigError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -143,13 +143,12 @@ def exclusive(folder: Path) -> Iterator[int]:
     Raises:
         ConfigError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context(files.exclusive(folder))
         except BlockingIOError:
             raise ConfigError(
                 f"{folder}: this comparison is being run by another process, or the training of one that was killed "
                 "still saves its state"
             ) from None
-        yield lock.fileno()
+        yield lock

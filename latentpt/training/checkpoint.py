@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
         step = step_of(path)
         if keep_every is None or step % keep_every:
             _remove(path)
+
+
+def set_aside_after(origin: Path) -> None:
+    """Rename the checkpoints after the one from which a training continues, which are damaged; one rank calls it.
+
+    Otherwise they would count as the latest, and intact ones be pruned in their favour.
+    """
+    for path in committed(origin.parent):
+        if step_of(path) > step_of(origin):
+            path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
 
 
 def remove_unfinished(folder: Path) -> None:

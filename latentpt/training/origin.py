@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from latentpt.config import ConfigError, differences
+from latentpt.files import LOCK, exclusive
 from latentpt.run import RunConfig, checkpoints, cut_metrics
 from latentpt.training import checkpoint
 
+T = TypeVar("T")
 Start = Literal["auto", "resume", "fresh"]
 """auto: from the latest checkpoint if there is one; resume: there must be one; fresh: anew, setting the folder aside."""
 
@@ -19,22 +25,95 @@ FIXED = ("seed", "model.", "data.sequence_length")
 
 
 def find_origin(config: RunConfig, start: Start) -> Path | None:
-    """The checkpoint from which the training continues, None for a new one; raises if `start` cannot be met."""
+    """The checkpoint from which the training continues, None for a new one; collective.
+
+    One rank looks for it, since another may see a stale listing of a shared folder, and all together verify its files. A
+    damaged one is named on stderr and the one before it taken.
+
+    Raises:
+        ConfigError: `start` cannot be met, no checkpoint is intact, or the one there is belongs to another training.
+    """
     folder = config.folder
-    saved = checkpoints.committed(folder.checkpoints)
+    saved = from_rank_0(checkpoints.committed(folder.checkpoints))
     if start == "resume" and not saved:
         raise ConfigError(
             f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
         )
     if start == "fresh" or not saved:
         return None
-    for key, old, new in changes(config, saved[-1]):
+    origin = newest_intact(saved)
+    for key, old, new in changes(config, origin):
         if key.startswith(FIXED):
             raise ConfigError(
-                f"{saved[-1]} is a checkpoint of another training: {key} is {old} there and {new} here; "
+                f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; "
                 "choose another output folder, or set the old one aside with --fresh"
             )
-    return saved[-1]
+    return origin
+
+
+def newest_intact(saved: Sequence[Path]) -> Path:
+    """The last of the checkpoints whose files are what was written; raises CheckpointError if none is; collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    problem = ""
+    for path in reversed(saved):
+        problem = ""
+        try:
+            checkpoints.read_meta(path)
+            checkpoints.verify(path, share=slice(rank, None, world))
+        except checkpoints.CheckpointError as error:
+            problem = str(error)
+        problem = next(filter(None, from_all(problem)), "")
+        if not problem:
+            return path
+        if rank == 0:
+            print(f"warning: {problem}; the checkpoint before it is tried", file=sys.stderr, flush=True)
+    raise checkpoints.CheckpointError(
+        f"none of the {len(saved)} checkpoints beside {saved[-1]} is intact ({problem}); "
+        "--fresh sets the folder aside and begins anew"
+    )
+
+
+def check_alike(config: RunConfig) -> None:
+    """Refuse ranks that were started with different configurations, on all of them alike; collective."""
+    for rank, other in enumerate(from_all(config.model_dump(mode="json"))):
+        if rank == 0:
+            first = other
+        for key, ours, theirs in differences(first, other):
+            raise ConfigError(
+                f"rank {rank} has {key} = {theirs} where rank 0 has {ours}; start all ranks alike"
+            )
+
+
+def hold(folder: Path, stack: ExitStack) -> None:
+    """Keep other trainings out of a run's folder until `stack` ends; collective.
+
+    Raises:
+        ConfigError: another training is in it, on every rank.
+    """
+    problem = ""
+    if dist.get_rank() == 0:
+        try:
+            stack.enter_context(exclusive(folder))
+        except BlockingIOError:
+            problem = (
+                f"{folder} is being trained by another process; stop that one first or choose another output"
+            )
+    if problem := from_rank_0(problem):
+        raise ConfigError(problem)
+
+
+def from_rank_0(value: T) -> T:
+    """The value that rank 0 has."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def from_all(value: T) -> list[T]:
+    """The values of all ranks, in their order."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
@@ -46,7 +125,7 @@ def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
 def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
     """Make the run's folder ready for a training from `origin`; one rank calls it."""
     folder = config.folder
-    if start == "fresh" and folder.path.exists():
+    if start == "fresh" and folder.path.exists() and [path.name for path in folder.path.iterdir()] != [LOCK]:
         number = 1
         while (aside := folder.path.with_name(f"{folder.path.name}.old-{number}")).exists():
             number += 1
@@ -55,6 +134,8 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
         for key, old, new in changes(config, origin):
             print(f"note: {key} was {old} and is {new} from here on", flush=True)
     checkpoint.remove_unfinished(folder.checkpoints)
+    if origin is not None:
+        checkpoint.set_aside_after(origin)
     cut_metrics(folder.metrics, checkpoints.step_of(origin) if origin is not None else 0)
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)

@@ -38,7 +38,14 @@ from latentpt.training.engine import Engine, start_processes
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
-from latentpt.training.origin import Start, find_origin, prepare_folder
+from latentpt.training.origin import (
+    Start,
+    check_alike,
+    find_origin,
+    from_rank_0,
+    hold,
+    prepare_folder,
+)
 
 
 def train(config: RunConfig, start: Start = "auto") -> Progress:
@@ -58,16 +65,27 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
         check_vocabulary(dataset, config.model.vocab_size)
     if config.data.mask_documents and data.eod_id is None:
         raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
-    origin = find_origin(config, start)
-    model = build_model(config)
-    if origin is None and config.training.start_from:
-        source = RunFolder(Path(config.training.start_from))
-        checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
-    dist.barrier()  # every rank has seen the folder as it was
-    if rank == 0:
-        prepare_folder(config, origin, start, device)
-    dist.barrier()
-    return Trainer(config, model, data, held_out, origin, device).run()
+    check_alike(config)
+    folder = config.folder.path
+    with ExitStack() as held:
+        there = from_rank_0(folder.exists())
+        if there:
+            hold(folder, held)
+        origin = find_origin(config, start)
+        model = build_model(config)
+        if origin is None and config.training.start_from:
+            source = RunFolder(Path(config.training.start_from))
+            checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
+        dist.barrier()  # every rank has seen the folder as it was
+        if not there:
+            hold(folder, held)
+        if rank == 0:
+            prepare_folder(config, origin, start, device)
+        dist.barrier()
+        if there and start == "fresh":  # the old folder's lock went with it
+            held.close()
+            hold(folder, held)
+        return Trainer(config, model, data, held_out, origin, device).run()
 
 
 def build_model(config: RunConfig) -> LanguageModel:

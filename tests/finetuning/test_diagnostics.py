@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import sums, tiny
-from test_publish import made
 
 from latentpt.config import ConfigError, build
 from latentpt.finetuning import Fill, latent_forward
@@ -24,6 +22,8 @@ from latentpt.finetuning.diagnostics import (
 from latentpt.finetuning.rows import Pieces
 from latentpt.finetuning.suite import SuiteConfig, run_suite
 from tests.conftest import tiny_model
+from tests.finetuning.small import sums, tiny
+from tests.finetuning.test_publish import made
 
 ROOT = Path(__file__).resolve().parents[2]
 

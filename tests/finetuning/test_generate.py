@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import generate_one
 
 from latentpt.finetuning import Fill, latent_forward, latent_generate
 from latentpt.finetuning.generate import Switch
 from latentpt.generation.decode import generate
 from tests.conftest import tiny_model
+from tests.finetuning.reference import generate_one
 
 LATENT, EOS = 36, 5
 KINDS = ("hidden", "soft", "fusion", "pause")

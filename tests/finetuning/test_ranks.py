@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import sums, tiny
 
 from latentpt.config import to_yaml
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.run import read_metrics
+from tests.finetuning.small import sums, tiny
 from tests.training.small import environment, finish, start_ranks
 
 ROOT = Path(__file__).resolve().parents[2]

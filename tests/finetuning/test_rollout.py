@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import row_by_row, states
 
 from latentpt.config import ConfigError
 from latentpt.finetuning import Fill, latent_forward
 from latentpt.finetuning.fills import Adapter
 from latentpt.finetuning.layout import lay_out
 from tests.conftest import tiny_model
+from tests.finetuning.reference import row_by_row, states
 
 LATENT, VOCAB = 36, 37
 FILLS = {

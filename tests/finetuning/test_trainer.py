@@ -11,13 +11,13 @@ from typing import get_args
 
 import pytest
 import torch
-from small import sums, tiny
 
 from latentpt.config import ConfigError, to_yaml
 from latentpt.finetuning.config import Mode
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.finetuning.trainer import finetune
 from latentpt.run import read_metrics
+from tests.finetuning.small import sums, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 

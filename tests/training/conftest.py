@@ -1,7 +1,8 @@
 """Text shards for small trainings, written once."""
 
 import pytest
-from small import write_text_shards
+
+from tests.training.small import write_text_shards
 
 
 @pytest.fixture(scope="session")

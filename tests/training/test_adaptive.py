@@ -1,11 +1,10 @@
 """Refinements chosen from the residuals of the step before."""
 
-from small import losses, tiny_run
-
 from latentpt.run import read_metrics
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.trainer import train
 from tests.conftest import tiny_model
+from tests.training.small import losses, tiny_run
 
 
 def chosen(target, observed, state=None):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small import losses, tiny_run
 
 from latentpt.training.compiling import compile_blocks
 from latentpt.training.trainer import train
 from tests.conftest import tiny_ids, tiny_model
+from tests.training.small import losses, tiny_run
 
 
 @pytest.fixture(autouse=True)

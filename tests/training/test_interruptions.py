@@ -8,12 +8,12 @@ import time
 
 import psutil
 import pytest
-from small import ROOT, environment, losses, tiny_run
 
 from latentpt.config import to_yaml
 from latentpt.run import checkpoints, load_model
 from latentpt.training import checkpoint
 from latentpt.training.trainer import train
+from tests.training.small import ROOT, environment, losses, tiny_run
 
 PRETRAIN = str(ROOT / "launch" / "pretrain.py")
 

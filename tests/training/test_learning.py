@@ -4,10 +4,10 @@ import math
 from collections import Counter
 
 import pytest
-from small import losses, tiny_run, write_text_shards
 
 from latentpt.data.indexed import Shard
 from latentpt.training.trainer import train
+from tests.training.small import losses, tiny_run, write_text_shards
 
 
 def bigram_bound(tokens):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from small import END, losses, tiny_run
 
 from latentpt.data.batches import TokenDataset
 from latentpt.run import load_model
 from latentpt.thoughts.measure import validation_loss
 from latentpt.training.trainer import train
 from tests.conftest import tiny_model
+from tests.training.small import END, losses, tiny_run
 
 
 @pytest.mark.parametrize("visibility", ["causal", "stage_causal"])

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import yaml
-from small import ROOT, environment, tiny_run
 
 from latentpt.config import to_yaml
+from tests.training.small import ROOT, environment, tiny_run
 
 
 def pretrain(*arguments):

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import finish, losses, start_ranks, tiny_run
-from test_trainer import plain_losses
 
 from latentpt.run import checkpoints
 from latentpt.training.trainer import train
+from tests.training.small import finish, losses, start_ranks, tiny_run
+from tests.training.test_trainer import plain_losses
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 

@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
-from small import finish, losses, sparse_targets, start_ranks, tiny_run
-from test_trainer import plain_losses
 
 from latentpt.data.batches import BatchStream, TokenDataset
 from latentpt.modeling.loss import IGNORE
 from latentpt.training import trainer
+from tests.training.small import finish, losses, sparse_targets, start_ranks, tiny_run
+from tests.training.test_trainer import plain_losses
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 

@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import losses, tiny_run
 
 from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream, TokenDataset
@@ -17,6 +16,7 @@ from latentpt.training.engine import parameter_groups
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.origin import find_origin
 from latentpt.training.trainer import Trainer, build_model, train
+from tests.training.small import losses, tiny_run
 
 
 def plain_losses(config):

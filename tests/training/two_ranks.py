@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from small import sparse_targets, tiny_run
-
 from latentpt.training import trainer
+from tests.training.small import sparse_targets, tiny_run
 
 data, folder = map(Path, sys.argv[1:3])
 if sys.argv[3] == "ignoring":
