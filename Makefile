@@ -1,4 +1,4 @@
-# make install | test | lint | types | check | demo | clean-demo
+# make install | test | lint | types | check | gpu-check | demo | finetune-demo | clean-demo
 #
 # Variables: VENV (folder of the environment), PYTHON (interpreter it is made from), TORCH and TRITON (what pip
 # installs first; a machine with CUDA takes the same TORCH and gets the build that its package index offers),
@@ -22,7 +22,7 @@ endif
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install test lint types check demo clean-demo
+.PHONY: install test lint types check gpu-check demo finetune-demo clean-demo
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -49,6 +49,12 @@ types: install
 
 check: lint types test
 
+# On a machine with a CUDA device: the GPU's tests, then every kernel beside torch, in at most ten minutes. The figures
+# go to docs/results/gpu/<chip>.json with date, versions and command.
+gpu-check: install
+	timeout 360 $(PY) -m pytest -n 4 tests/gpu
+	timeout 240 $(PY) kernels/bench/run.py --folder docs/results/gpu
+
 # From nothing to a report: a corpus every Python has, a tokenizer, shards, three arms at equal tokens, one page.
 # Interrupted, it goes on where it stopped; clean-demo starts over.
 COMPARE = $(PY) launch/compare.py
@@ -69,6 +75,11 @@ demo/tokenizer.json: demo/corpus/train.jsonl.zst
 
 demo/data/%/manifest.json: demo/corpus/%.jsonl.zst demo/tokenizer.json
 	$(PY) -m data_prep tokenize --input $< --tokenizer demo/tokenizer.json --output $(@D) --workers 2
+
+# Latent fine-tuning of a small model: chain of thought, no chain, Coconut, its pause control, LT-Tuning; two seeds.
+finetune-demo: install
+	OMP_NUM_THREADS=1 $(PY) launch/finetune.py --suite configs/finetune/demo.yaml
+	@echo "page: demo/finetune/report.html"
 
 clean-demo:
 	rm -rf demo

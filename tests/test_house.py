@@ -1,6 +1,7 @@
 """The arrangement of the house: which room may import which, and names that would break others."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -48,7 +49,7 @@ OURS = (LIBRARY, "latentpt_kernels", "data_prep", "launch", "configs", "tests")
 # Their quirks, and the seconds that their import takes, stay where they are needed.
 DEEPSPEED_ROOM = "latentpt/training/engine.py"
 # Travels with exported models and is imported by whoever loads them, never here.
-SHIPPED = ("latentpt/hub/modeling_latentpt.py",)
+SHIPPED = ("latentpt/hub/modeling_latentpt.py", "latentpt/hub/modeling_latents.py")
 INSIDE_FUNCTIONS_ONLY = ("transformers", "lm_eval", "wandb", "flash_attn")
 
 WITHOUT_INIT = ("kernels", "launch", "configs", "docs")
@@ -134,6 +135,14 @@ def test_imports_run_one_way(trees):
 def test_an_import_inside_a_function_counts_and_what_a_package_hands_on_is_the_package():
     tree = ast.parse("def f():\n    from latentpt import run\n    from latentpt.run import RunConfig\n")
     assert imports(tree) == [{"latentpt", "latentpt.run"}, {"latentpt.run", "latentpt.run.RunConfig"}]
+
+
+def test_nobody_but_the_executor_runs_the_blocks():
+    ours = {path: path.read_text() for path in SOURCES if name_of(path).startswith("latentpt/")}
+    callers = [
+        name_of(path) for path, text in ours.items() if re.search(r"decoder\.run\(|\bblocks\[[^]]*\]\(", text)
+    ]
+    assert sorted(callers) == ["latentpt/modeling/decoder.py", "latentpt/thoughts/execute.py"]
 
 
 def test_deepspeed_is_imported_where_its_quirks_live(trees):

@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,7 @@ class Progress:
     skipped_in_a_row: int = 0
     """Of these, the ones since the last applied step."""
     refinements: int | None = None
-    """Refinements of the last step where they adapt."""
-    residuals: list[list[float]] = field(default_factory=list)
-    """Measured residuals that have not decided on refinements yet, see `adaptive`."""
+    """Refinements of the coming step where they adapt."""
 
 
 class FileRecord(Section):

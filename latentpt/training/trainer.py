@@ -33,6 +33,7 @@ from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import Schedule
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
+from latentpt.training.compiling import compile_blocks
 from latentpt.training.engine import Engine, start_processes
 from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
@@ -74,18 +75,7 @@ def build_model(config: RunConfig) -> LanguageModel:
     settings = config.training
     model = LanguageModel(config.model, config.thoughts, settings.attention, settings.checkpoint_activations)
     model.initialize(config.seed)
-    if settings.compile:
-        compile_blocks(model)
     return model
-
-
-def compile_blocks(model: LanguageModel, **options: Any) -> None:
-    """torch.compile every block, with `options` of torch.compile.
-
-    Never the loop over passes: so the number of passes compiles nothing anew, only the number of slots in one does.
-    """
-    for block in model.decoder.blocks:
-        block.compile(**options)
 
 
 def targets_of(tokens: Tensor) -> Tensor:
@@ -139,6 +129,7 @@ class Trainer:
         self.total = config.steps
         self.end = min(self.total, settings.stop_at or self.total)
         self.model = model
+        self.graphs = compile_blocks(model.decoder.blocks) if settings.compile else None
         self.engine = Engine(
             model,
             training_loss,
@@ -153,8 +144,7 @@ class Trainer:
         self.end_token = data.eod_id if config.data.mask_documents else None
         self.adaptive: AdaptiveRefinements | None = None
         if config.thoughts.residual_target is not None:
-            done = self.progress
-            self.adaptive = AdaptiveRefinements(model.method, done.refinements, done.residuals)
+            self.adaptive = AdaptiveRefinements(model.method, self.progress.refinements)
         self.residuals: Tensor | None = None  # of the last step, where it was measured
         self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
         peak = peak_flops(device, settings.precision, config.monitor.peak_tflops)
@@ -175,6 +165,8 @@ class Trainer:
                 self.monitor = stack.enter_context(
                     Monitor(folder.metrics, events, self.progress.step, self.total)
                 )
+                if self.graphs is not None:
+                    self.graphs.say = self.monitor.say
             self.introduce()
             stream = stack.enter_context(self.stream())
             self.clock = Clock(self.progress.seconds)  # building and loading were no training
@@ -224,7 +216,7 @@ class Trainer:
         progress.samples += self.global_batch
         progress.tokens += tokens_read
         progress.training_flops += tokens_read * self.flops_per_token(schedule)
-        self.measure(measured)
+        self.measure(measured)  # the step is over on the device too: `applied` has waited for it
         self.skips.count(progress.step, engine.applied)
         progress.skipped, progress.skipped_in_a_row = self.skips.total, self.skips.in_a_row
         return loss, lr
@@ -248,7 +240,7 @@ class Trainer:
             dist.all_reduce(self.residuals)
             self.residuals /= self.world
             if self.adaptive is not None:
-                self.adaptive.observe(self.residuals)
+                self.adaptive.observe(self.residuals.tolist())
 
     def logs(self, step: int) -> bool:
         """Whether a step gets a line of metrics."""
@@ -342,7 +334,7 @@ class Trainer:
         settings, folder = self.config.checkpoint, self.config.folder.checkpoints
         self.progress.seconds = self.clock.seconds
         if self.adaptive is not None:
-            self.progress.refinements, self.progress.residuals = self.adaptive.state()
+            self.progress.refinements = self.adaptive.refinements
         with self.clock:
             checkpoint.save(folder, self.engine, self.progress, self.config.model_dump(mode="json"))
             if self.rank == 0:

@@ -70,3 +70,14 @@ def test_without_a_compiler_the_product_is_the_plain_one_and_says_so(monkeypatch
     with pytest.warns(UserWarning, match="no C"):
         assert rooms._compiled(1) is rooms._products
     rooms._compiled.cache_clear()
+
+
+def test_generation_takes_the_fast_product_for_every_matrix_outside_of_no_grad_too(monkeypatch):
+    model = tiny_model(dtype=torch.float32, method="latent", num_thoughts=1)
+    narrow_matrices(model, torch.bfloat16)
+    rows, used = [], rooms._products
+    monkeypatch.setattr(
+        rooms, "_compiled", lambda _: lambda weight, *x: rows.append(len(weight)) or used(weight, *x)
+    )
+    generate(model, [[1, 2], [3, 4]], 3)
+    assert rows.count(model.config.vocab_size) == 3  # the head, once a token

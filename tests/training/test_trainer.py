@@ -16,7 +16,7 @@ from latentpt.training import trainer
 from latentpt.training.engine import parameter_groups
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.origin import find_origin
-from latentpt.training.trainer import Trainer, build_model, compile_blocks, train
+from latentpt.training.trainer import Trainer, build_model, train
 
 
 def plain_losses(config):
@@ -214,23 +214,3 @@ def test_a_resume_says_what_has_changed(text, tmp_path, capsys):
     train(tiny_run(tmp_path / "run", text, training={"stop_at": 1}))
     train(tiny_run(tmp_path / "run", text, training={"stop_at": 2}, optimizer={"lr": 2e-2}))
     assert "note: optimizer.lr was 0.01 and is 0.02 from here on" in capsys.readouterr().out
-
-
-def test_compiling_blocks_makes_graphs_for_slot_counts_but_not_for_pass_counts(text, tmp_path):
-    config = tiny_run(tmp_path, text)
-    model = build_model(config)
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compile_blocks(model, backend=count, dynamic=False)
-    tokens = torch.randint(257, (2, 13), generator=torch.Generator().manual_seed(0))
-    made = []
-    for refinements in (1, 2, 3, 4):
-        schedule = model.method.schedule(refinements)
-        model(tokens[:, :-1], targets=tokens[:, 1:], schedule=schedule, return_logits=False).loss.backward()
-        made.append(len(graphs))
-    assert made[0] > 0 and made == [made[0]] * 4

@@ -1,0 +1,93 @@
+"""Data sets made here: ProsQA in words or symbols, with or without its depth shortcut, and small sums for tests.
+
+Row i of a data set is a function of (seed, part, i) alone.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Literal
+
+from latentpt.config import Section
+from latentpt.finetuning.examples import Example, write_examples
+from latentpt.finetuning.graphs import NODES, draw_graph, in_sentences, in_symbols
+
+PARTS = ("train", "validation", "test")
+
+
+class BuildConfig(Section):
+    """A data set to make."""
+
+    task: Literal["prosqa", "symbolic_prosqa", "arithmetic"]
+    """prosqa: in sentences; symbolic_prosqa: the same graphs in numbers; arithmetic: sums step by step."""
+    output: str
+    """Folder to write train.jsonl, validation.jsonl, test.jsonl and, for the last two tasks, tokenizer.json into."""
+    rows: tuple[int, int, int] = (17_886, 300, 500)
+    """Rows of training, validation and test."""
+    seed: int = 0
+    """Decides every row."""
+    matched: bool = True
+    """ProsQA: both options equally far from the entities (no shortcut); false makes rows like the released ones."""
+    nodes: int = NODES
+    """ProsQA: nodes a graph begins with."""
+    hops: tuple[int, int] = (3, 6)
+    """ProsQA: least and most steps from the asked entity to the answer; arithmetic: least and most operations."""
+    symbols: int = 30
+    """symbolic_prosqa: numbers that name nodes, at least `nodes`; arithmetic: results are taken modulo this."""
+
+
+def build_examples(config: BuildConfig, part: str, count: int) -> list[Example]:
+    """The rows of a part; equal questions within it may occur, rows of different parts are drawn independently."""
+    return [build_example(config, random.Random(repr((config.seed, part, i)))) for i in range(count)]
+
+
+def build_example(config: BuildConfig, rng: random.Random) -> Example:
+    """One row."""
+    if config.task == "arithmetic":
+        return arithmetic(rng, config.hops, config.symbols)
+    graph = draw_graph(rng, config.nodes, config.matched, config.hops)
+    if config.task == "prosqa":
+        return in_sentences(rng, graph)
+    return in_symbols(rng, graph, config.symbols)
+
+
+def arithmetic(rng: random.Random, operations: tuple[int, int], modulus: int) -> Example:
+    """`3 + 4 - 2` with the steps `3 + 4 = 7`, `7 - 2 = 5`, all modulo `modulus`."""
+    value = rng.randrange(modulus)
+    question, steps = str(value), []
+    for _ in range(rng.randint(*operations)):
+        sign, number = rng.choice("+-"), rng.randrange(modulus)
+        result = (value + number if sign == "+" else value - number) % modulus
+        question += f" {sign} {number}"
+        steps.append(f"{value} {sign} {number} = {result}")
+        value = result
+    return Example(question, steps, str(value))
+
+
+def build(config: BuildConfig) -> list[Path]:
+    """Write the parts that are not there yet and, for symbols, the tokenizer; returns the files."""
+    folder = Path(config.output)
+    paths = [folder / f"{part}.jsonl" for part in PARTS]
+    for part, path, count in zip(PARTS, paths, config.rows, strict=True):
+        write_examples(path, build_examples(config, part, count))
+    if config.task != "prosqa":
+        write_symbol_tokenizer(folder / "tokenizer.json", config.symbols)
+    return paths
+
+
+def write_symbol_tokenizer(path: Path, symbols: int) -> None:
+    """A tokenizer.json whose tokens are numbers below `symbols` and the signs of the symbolic tasks, one word each."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    words = ["<|endoftext|>", "<unk>", "\n", "###", "|", "?", "@", "+", "-", "=", *map(str, range(symbols))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n"), "isolated"),
+            pre_tokenizers.Split(Regex(r" +"), "removed"),
+        ]
+    )
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))

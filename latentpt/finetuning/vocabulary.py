@@ -1,0 +1,69 @@
+"""Markers in a vocabulary: the tokenizer learns them, the tables grow rows for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from latentpt.config import ConfigError
+from latentpt.data.tokenizer import Tokenizer, load_tokenizer
+from latentpt.thoughts.model import LanguageModel
+
+
+def write_tokenizer(source: Tokenizer, markers: Sequence[str], path: Path) -> Tokenizer:
+    """Write the tokenizer with the markers added to the file at `path` (a tokenizer.json) and read it back."""
+    import tokenizers
+
+    from latentpt.hub.pieces import to_tokenizers
+
+    if source.path.suffix == ".json":
+        inner = tokenizers.Tokenizer.from_file(str(source.path))
+    else:
+        inner = to_tokenizers(source)
+    inner.add_special_tokens([tokenizers.AddedToken(marker, special=True) for marker in markers])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inner.save(str(path))
+    return load_tokenizer(path)
+
+
+@torch.no_grad()
+def grown(
+    model: LanguageModel,
+    vocab_size: int,
+    new_ids: Sequence[int],
+    copied: int | None,
+    attention: str = "sdpa",
+    checkpoint_activations: bool = False,
+) -> LanguageModel:
+    """The model with a vocabulary of at least `vocab_size` rows.
+
+    Rows of `new_ids` start as row `copied`, or as the mean of the old rows, in every table of the vocabulary.
+    """
+    old = model.config.vocab_size
+    size = max(old, vocab_size)
+    thoughts = model.thoughts
+    if thoughts.method == "pause" and thoughts.pause_token is None:
+        thoughts = thoughts.model_copy(update={"pause_token": old - 1})  # it was the last row
+    config = model.config.model_copy(update={"vocab_size": size})
+    larger = LanguageModel(config, thoughts, attention, checkpoint_activations)
+    larger = larger.to(next(model.parameters()).dtype)
+    before = dict(model.named_parameters())
+    for name, parameter in larger.named_parameters():
+        value = before[name]
+        if value.shape == parameter.shape:
+            parameter.copy_(value)
+        else:
+            parameter[:old] = value
+            parameter[old:] = value.mean(dim=0)
+        if value.dim() == 2 and value.shape[0] == old and new_ids and name.split(".")[-2] != "qkv":
+            parameter[list(new_ids)] = value.mean(dim=0) if copied is None else value[copied]
+    return larger
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """The id that ends an answer; raises ConfigError if the tokenizer names none."""
+    if tokenizer.eod_id is None:
+        raise ConfigError(f"{tokenizer.path}: names no end-of-document token, which has to end every answer")
+    return tokenizer.eod_id
