@@ -277,8 +277,9 @@ class ShardWriter:
         """Append all documents of a shard of the same dtype, in bounded memory."""
         if shard.dtype != self.dtype:
             raise DataError(f"{shard.bin_path}: holds {shard.dtype}, the shard it joins {self.dtype}")
-        for span in _spans(shard.num_tokens):
-            self.write(shard.tokens[span])
+        with shard.bin_path.open("rb") as file:  # read, for mapped pages count as memory of the process
+            while (ids := np.fromfile(file, shard.dtype.newbyteorder("<"), _ENTRIES)).size:
+                self.write(ids)
         self.num_tokens, self._pending = self.num_tokens + self._pending, 0
         self.num_documents += shard.num_documents
         spans = shard.document_spans()
