@@ -121,6 +121,8 @@ def _forward(
     q: Tensor, kv: list[Tensor], relations: Sequence[str], scale: float, documents: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """By torch's kernels."""
+    if documents and q.device.type == "cpu":
+        return merged_attention.masked_forward(q, kv, relations, scale, documents)
     if documents:
         return merged_attention.dense(q, kv, relations, scale, documents)
     kernel = next(iter(merged_attention.kernels_for(q).values()))
@@ -132,6 +134,8 @@ def _backward(
     documents: list[Tensor],
 ) -> list[Tensor]:  # fmt: skip
     """By torch's kernels; with documents by the formula, whose probabilities are made again and not kept."""
+    if documents and q.device.type == "cpu":
+        return merged_attention.masked_backward(grad, q, kv, out, lse, relations, scale, documents)
     if documents:
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (q, *kv)]
@@ -181,7 +185,7 @@ def _forward_leaf(
 def _(q: Tensor, kv: list[Tensor], relations: list[int], scale: float, documents: list[Tensor]) -> Any:
     batch, heads, n, size = q.shape
     out = q.new_empty(batch, n, heads, size).transpose(1, 2)
-    return out, q.new_empty((batch, heads, n), dtype=torch.float32)
+    return out, q.new_empty((batch, heads, n), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op("latentpt::block_attention_backward", mutates_args=())

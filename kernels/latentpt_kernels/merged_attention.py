@@ -288,6 +288,42 @@ def dense(
     return (scores - base.unsqueeze(-1)).exp().to(v.dtype) @ v, lse.detach()
 
 
+def masked_forward(
+    q: Tensor, kv: Sequence[Tensor], relations: Sequence[str], scale: float, documents: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same on a CPU by aten's flash attention under an explicit mask."""
+    k, v, mask, blind = _joined(q, kv, relations, documents)
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return out, lse.masked_fill(blind, float("-inf"))
+
+
+def masked_backward(
+    grad: Tensor, q: Tensor, kv: Sequence[Tensor], out: Tensor, lse: Tensor, relations: Sequence[str], scale: float,
+    documents: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q and of every k and v, in that order."""
+    k, v, mask, blind = _joined(q, kv, relations, documents)
+    lse = lse.masked_fill(blind, 0.0)  # as the kernel itself says of rows that see nothing
+    dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
+    )
+    lengths = [block.shape[2] for block in kv[::2]]
+    parts = zip(dk.split(lengths, 2), dv.split(lengths, 2), strict=True)
+    return [dq, *(_gather(part, kv[0]).to(kv[0].dtype) for pair in parts for part in pair)]
+
+
+def _joined(
+    q: Tensor, kv: Sequence[Tensor], relations: Sequence[str], documents: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values of all blocks, the mask to add to scores, and which rows see nothing [B, 1, n]."""
+    k, v = (torch.cat([expand(block, q) for block in kv[i::2]], dim=2) for i in range(2))
+    seen = visible(q, kv, relations, documents)
+    mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
+    return k, v, mask, ~seen.any(-1)
+
+
 def visible(
     q: Tensor, kv: Sequence[Tensor], relations: Sequence[str], documents: Sequence[Tensor] = ()
 ) -> Tensor:

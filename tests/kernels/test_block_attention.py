@@ -93,3 +93,12 @@ def test_blocks_that_do_not_fit_are_refused_in_one_sentence(change, message):
     blocks, q = blocks_of(["all"], 3, 4)
     with pytest.raises(ValueError, match=message):
         block_attention(q, change(*blocks[0][:2]))
+
+
+def test_a_row_whose_document_has_no_key_gives_zero_and_passes_no_gradient():
+    blocks, q = blocks_of(["all"], 3, 4)
+    numbers = [torch.tensor([[0, 9, 0]] * 2), torch.zeros(2, 4, dtype=torch.int64)]
+    out, lse = block_attention(q, blocks, documents=numbers)
+    assert not out[:, :, 1].any() and (lse[:, :, 1] == float("-inf")).all()
+    grads = torch.autograd.grad(out.sum(), (q, *blocks[0][:2]))
+    assert all(g.isfinite().all() for g in grads) and not grads[0][:, :, 1].any()

@@ -100,8 +100,11 @@ def test_float32_attention_compiles_at_its_largest_head():
     print(compiled("fwd", "sm_80", 256, REAL))
 
 
-def test_several_blocks_with_document_numbers_compile():
-    print(compiled("bwd_q", "sm_90", 64, HALF, (ours.CAUSAL, ours.STRICT, ours.ALL), documents=True))
+@pytest.mark.parametrize("kernel", ["fwd", "bwd_q", "bwd_kv"])
+def test_several_blocks_with_document_numbers_compile(kernel):
+    binary = compiled(kernel, "sm_90", 64, HALF, (ours.CAUSAL, ours.STRICT), documents=True)
+    print(binary)
+    assert binary.uses_tensor_cores()
 
 
 def test_delta_compiles_for_every_chip():

@@ -76,19 +76,17 @@ def _reach(first, m, BM: tl.constexpr, RELATION: tl.constexpr):
 
 
 @triton.jit
-def _absorb(
-    acc, top, total, q, k, v, start, rows, m, k_stride, v_stride, q_document, k_documents, scale2,
+def _absorb_tile(
+    acc, top, total, q, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
     DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys into the running softmax of a tile of queries."""
     keys = start + tl.arange(0, BN)
     b_k = _load_rows(k, start, k_stride, m, BN, D, BD, CUT)  # [BN, BD]
     scores = tl.dot(q, tl.trans(b_k), input_precision=PRECISION) * scale2  # [BM, BN], in powers of 2
     if CUT:
         scores = tl.where(_visible(rows[:, None], keys[None, :], m, RELATION), scores, float("-inf"))
     if DOCUMENTS:
-        document = tl.load(k_documents + keys, mask=keys < m, other=-1)
         scores = tl.where(q_document[:, None] == document[None, :], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen no key yet
@@ -97,6 +95,35 @@ def _absorb(
     b_v = _load_rows(v, start, v_stride, m, BN, D, BD, CUT)
     acc = acc * keep[:, None] + tl.dot(p.to(b_v.dtype), b_v, input_precision=PRECISION)
     return acc, new_top, total * keep + tl.sum(p, 1)
+
+
+@triton.jit
+def _near(a, b):
+    """Whether two tiles can share a document: tiles whose numbers do not overlap are skipped whole."""
+    return (tl.max(a, 0) >= tl.min(b, 0)) & (tl.min(a, 0) <= tl.max(b, 0))
+
+
+@triton.jit
+def _absorb(
+    acc, top, total, q, k, v, start, rows, m, k_stride, v_stride, q_document, k_documents, scale2,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys into the running softmax of a tile of queries."""
+    document = start + tl.arange(0, BN)
+    if DOCUMENTS:
+        document = tl.load(k_documents + document, mask=document < m, other=-1)
+        if _near(q_document, document):
+            acc, top, total = _absorb_tile(
+                acc, top, total, q, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
+                D, BD, BN, RELATION, CUT, DOCUMENTS, PRECISION,
+            )  # fmt: skip
+    else:
+        acc, top, total = _absorb_tile(
+            acc, top, total, q, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
+            D, BD, BN, RELATION, CUT, DOCUMENTS, PRECISION,
+        )  # fmt: skip
+    return acc, top, total
 
 
 @triton.jit
@@ -163,12 +190,11 @@ def _load_lse2(lse, rows, n):
 
 
 @triton.jit
-def _gather_keys(
-    grad_k, grad_v, b_k, b_v, q, grad, lse, delta, start, keys, n, m, q_stride, grad_stride, q_documents, document,
+def _gather_keys_tile(
+    grad_k, grad_v, b_k, b_v, q, grad, lse, delta, start, keys, n, m, q_stride, grad_stride, row_document, document,
     scale2, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
     DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tile of queries adds to the gradients of a tile of keys and values."""
     rows = start + tl.arange(0, BM)
     b_q = _load_rows(q, start, q_stride, n, BM, D, BD, True)
     b_grad = _load_rows(grad, start, grad_stride, n, BM, D, BD, True)
@@ -179,12 +205,34 @@ def _gather_keys(
     if CUT:
         p = tl.where(_visible(rows[None, :], keys[:, None], m, RELATION), p, 0.0)
     if DOCUMENTS:
-        row_document = tl.load(q_documents + rows, mask=rows < n, other=-2)
         p = tl.where(row_document[None, :] == document[:, None], p, 0.0)
     grad_v += tl.dot(p.to(b_grad.dtype), b_grad, input_precision=PRECISION)
     grad_p = tl.dot(b_v, tl.trans(b_grad), input_precision=PRECISION)
     grad_scores = p * (grad_p - b_delta[None, :])
     grad_k += tl.dot(grad_scores.to(b_q.dtype), b_q, input_precision=PRECISION)
+    return grad_k, grad_v
+
+
+@triton.jit
+def _gather_keys(
+    grad_k, grad_v, b_k, b_v, q, grad, lse, delta, start, keys, n, m, q_stride, grad_stride, q_documents, document,
+    scale2, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What one tile of queries adds to the gradients of a tile of keys and values."""
+    row_document = start + tl.arange(0, BM)
+    if DOCUMENTS:
+        row_document = tl.load(q_documents + row_document, mask=row_document < n, other=-2)
+        if _near(row_document, document):
+            grad_k, grad_v = _gather_keys_tile(
+                grad_k, grad_v, b_k, b_v, q, grad, lse, delta, start, keys, n, m, q_stride, grad_stride, row_document,
+                document, scale2, D, BD, BM, RELATION, CUT, DOCUMENTS, PRECISION,
+            )  # fmt: skip
+    else:
+        grad_k, grad_v = _gather_keys_tile(
+            grad_k, grad_v, b_k, b_v, q, grad, lse, delta, start, keys, n, m, q_stride, grad_stride, row_document,
+            document, scale2, D, BD, BM, RELATION, CUT, DOCUMENTS, PRECISION,
+        )  # fmt: skip
     return grad_k, grad_v
 
 
@@ -233,12 +281,11 @@ def block_attention_bwd_kv_kernel(
 
 
 @triton.jit
-def _gather_queries(
-    acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, m, k_stride, v_stride, q_document, k_documents, scale2,
+def _gather_queries_tile(
+    acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
     DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tile of keys adds to the gradient of a tile of queries."""
     keys = start + tl.arange(0, BN)
     b_k = _load_rows(k, start, k_stride, m, BN, D, BD, CUT)
     b_v = _load_rows(v, start, v_stride, m, BN, D, BD, CUT)
@@ -246,11 +293,33 @@ def _gather_queries(
     if CUT:
         p = tl.where(_visible(rows[:, None], keys[None, :], m, RELATION), p, 0.0)
     if DOCUMENTS:
-        document = tl.load(k_documents + keys, mask=keys < m, other=-1)
         p = tl.where(q_document[:, None] == document[None, :], p, 0.0)
     grad_p = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION)
     grad_scores = p * (grad_p - b_delta[:, None])
     return acc + tl.dot(grad_scores.to(b_k.dtype), b_k, input_precision=PRECISION)
+
+
+@triton.jit
+def _gather_queries(
+    acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, m, k_stride, v_stride, q_document, k_documents, scale2,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, RELATION: tl.constexpr, CUT: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What one tile of keys adds to the gradient of a tile of queries."""
+    document = start + tl.arange(0, BN)
+    if DOCUMENTS:
+        document = tl.load(k_documents + document, mask=document < m, other=-1)
+        if _near(q_document, document):
+            acc = _gather_queries_tile(
+                acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
+                D, BD, BN, RELATION, CUT, DOCUMENTS, PRECISION,
+            )  # fmt: skip
+    else:
+        acc = _gather_queries_tile(
+            acc, b_q, b_grad, b_lse, b_delta, k, v, start, rows, m, k_stride, v_stride, q_document, document, scale2,
+            D, BD, BN, RELATION, CUT, DOCUMENTS, PRECISION,
+        )  # fmt: skip
+    return acc
 
 
 @triton.jit
