@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentpt.config import ConfigError, Section, build
@@ -25,6 +25,7 @@ from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.config import Mode
 from latentpt.finetuning.fills import Adapter, Fill, Kind
 from latentpt.finetuning.generate import Switch
+from latentpt.hub.weights import read_weights
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
@@ -105,11 +106,16 @@ def save_reasoner(folder: Path, state: Mapping[str, Tensor], recipe: Recipe, tok
     write_text(folder / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
 
 
+def _inner(name: str) -> str:
+    """A parameter's name in a reasoner; exports name those of the language model alone."""
+    return name if name.startswith(("language.", "adapter.")) else f"language.{name}"
+
+
 def load_reasoner(folder: Path) -> tuple[Reasoner, Recipe, Tokenizer]:
-    """Read a reasoner's folder, on the CPU, in evaluation mode; raises ConfigError naming what does not fit."""
+    """Read a reasoner's folder or its export, on the CPU, in evaluation mode; raises ConfigError naming what does not fit."""
     try:
         content: dict[str, Any] = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
+        tensors = {_inner(name): tensor for name, tensor in read_weights(folder).items()}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is not the folder of a fine-tuned model ({error})") from None
     recipe = build(Recipe, content)

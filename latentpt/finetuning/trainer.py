@@ -383,7 +383,7 @@ class FineTuner:
     def whole_state(self) -> dict[str, Tensor]:
         """Every parameter, whole, LoRA merged; collective."""
         if self.config.training.lora.rank:
-            return merged_state(self.reasoner)
+            return {name: tensor.float() for name, tensor in merged_state(self.reasoner).items()}
         return {name: self.engine.gather(name)["weight"].clone() for name in self.engine.names}
 
     def best_so_far(self) -> float | None:
