@@ -78,7 +78,8 @@ def start(config: FinetuneConfig) -> tuple[LanguageModel, Tokenizer, Reasoner | 
         )
         model.initialize(config.seed)
         return model, tokenizer, None
-    for folder in (Path(given.run or given.model), Path(given.run) / BEST):
+    path = Path(given.run or given.model)
+    for folder in (path / BEST, path) if given.run else (path,):
         if (folder / RECIPE).is_file():
             reasoner, _, tokenizer = load_reasoner(folder)
             return reasoner.language, tokenizer, None if reasoner.adapter is None else reasoner
