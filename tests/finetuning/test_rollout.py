@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import row_by_row, states
+from row_by_row import row_by_row, states
 
 from latentpt.config import ConfigError
 from latentpt.finetuning import Fill, latent_forward

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
-from small import sums, tiny
+from small_reasoning import sums, tiny
 
 from latentpt.config import ConfigError, to_yaml
 from latentpt.finetuning.config import Mode

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import sums, tiny
-from test_publish import made
+from small_reasoning import sums, tiny
+from test_reasoner_export import made
 
 from latentpt.config import ConfigError, build
 from latentpt.finetuning import Fill, latent_forward

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import sums, tiny
+from small_reasoning import sums, tiny
 
 from latentpt.config import to_yaml
 from latentpt.finetuning.reasoner import load_reasoner

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import generate_one
+from row_by_row import generate_one
 
 from latentpt.finetuning import Fill, latent_forward, latent_generate
 from latentpt.finetuning.generate import Switch
