@@ -57,7 +57,7 @@ def prepare(config: FinetuneConfig, tokenizer_path: Path, write: bool) -> Prepar
     )  # fmt: skip
     stages = planned_stages(config)
     recipe = first_recipe(config, language, stages, ids, end_token(with_markers))
-    reasoner = Reasoner(language, recipe.adapter)
+    reasoner = Reasoner(language, recipe.adapter, config.seed)
     if adapter is not None and reasoner.adapter is not None:
         reasoner.adapter.load_state_dict(adapter.state_dict())
     if recipe.kind is not None:

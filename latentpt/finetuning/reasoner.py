@@ -10,7 +10,8 @@ On disk it is a folder with
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from latentpt.finetuning.fills import Adapter, Fill, Kind
 from latentpt.finetuning.generate import Switch
 from latentpt.hub.weights import read_weights
 from latentpt.modeling.config import ModelConfig
+from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
 
@@ -76,15 +78,25 @@ class Recipe(Section):
         return Switch(self.switch, self.switch_tau, self.switch_most)  # type: ignore[arg-type]
 
 
+@contextmanager
+def seeded(seed: int, label: str) -> Iterator[None]:
+    """Inside, torch's own random numbers, which modules of others draw from, follow from the seed and the label."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, label).initial_seed())
+        yield
+
+
 class Reasoner(nn.Module):
     """A language model and the adapter of its latents."""
 
-    def __init__(self, language: LanguageModel, adapter: int = 0) -> None:
+    def __init__(self, language: LanguageModel, adapter: int = 0, seed: int = 0) -> None:
         super().__init__()
         self.language = language
         self.adapter: Adapter | None = None
         if adapter:
-            self.adapter = Adapter(language.config.hidden_size, adapter).to(next(language.parameters()).dtype)
+            with seeded(seed, "adapter"):
+                self.adapter = Adapter(language.config.hidden_size, adapter)
+            self.adapter.to(next(language.parameters()).dtype)
 
     def fill(self, recipe: Recipe, kind: Kind | None = None) -> Fill:
         """How latents are filled; of a model without latents a fill that no token asks for."""

@@ -80,7 +80,7 @@ def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
         dist.barrier()
     if config.training.lora.rank:
         trained = [*set(prepared.recipe.markers or ())]
-        add_lora(prepared.reasoner.language.decoder, config.training.lora, trained)
+        add_lora(prepared.reasoner.language.decoder, config.training.lora, trained, config.seed)
     dist.barrier()
     if rank == 0:
         prepare_folder(as_run, origin, begin, device)
