@@ -196,8 +196,6 @@ class LoraConfig(Section):
     """Rank; 0 trains all weights."""
     alpha: float = 32.0
     """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout before the update."""
 
 
 class TuningConfig(Section):

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from latentpt.config import ConfigError
 from latentpt.finetuning.config import LoraConfig
+from latentpt.finetuning.reasoner import seeded
 from latentpt.modeling.attention import QKV
 from latentpt.modeling.decoder import Decoder
 
 PROJECTIONS = ["attention.qkv", "attention.out", "mlp.up", "mlp.down"]
 
 
-def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> None:
+def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int], seed: int) -> None:
     """Freeze a decoder, put trainable updates beside its projections, and let only `trained_rows` of its tables learn.
 
+    The updates begin at zero; their first factors follow from the seed.
     Raises ConfigError when peft is not installed.
     """
     try:
@@ -44,7 +46,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> N
             if self.disable_adapters or self.merged:
                 return parts
             base, name = self.base_layer, self.active_adapters[0]
-            down = self.lora_A[name](self.lora_dropout[name](x))
+            down = self.lora_A[name](x)
             update = (self.lora_B[name](down) * self.scaling[name]).unflatten(-1, (-1, base.width))
             if read is None:
                 updates = update.split([base.heads + base.kv_heads, base.kv_heads], dim=-2)
@@ -56,11 +58,11 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int]) -> N
     peft = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
         target_modules=rf".*({'|'.join(name.replace('.', '[.]') for name in PROJECTIONS)})",
     )
     peft._register_custom_module({QKV: LoraQKV})
-    inject_adapter_in_model(peft, decoder)
+    with seeded(seed, "lora"):
+        inject_adapter_in_model(peft, decoder)
     for table in {decoder.embedding.weight, decoder.head.weight}:
         table.requires_grad_(True)
         table.register_hook(_Only(trained_rows))

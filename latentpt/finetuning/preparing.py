@@ -57,7 +57,7 @@ def prepare(config: FinetuneConfig, tokenizer_path: Path, write: bool) -> Prepar
     )  # fmt: skip
     stages = planned_stages(config)
     recipe = first_recipe(config, language, stages, ids, end_token(with_markers))
-    reasoner = Reasoner(language, recipe.adapter)
+    reasoner = Reasoner(language, recipe.adapter, config.seed)
     if adapter is not None and reasoner.adapter is not None:
         reasoner.adapter.load_state_dict(adapter.state_dict())
     if recipe.kind is not None:
@@ -78,7 +78,8 @@ def start(config: FinetuneConfig) -> tuple[LanguageModel, Tokenizer, Reasoner | 
         )
         model.initialize(config.seed)
         return model, tokenizer, None
-    for folder in (Path(given.run or given.model), Path(given.run) / BEST):
+    path = Path(given.run or given.model)
+    for folder in (path / BEST, path) if given.run else (path,):
         if (folder / RECIPE).is_file():
             reasoner, _, tokenizer = load_reasoner(folder)
             return reasoner.language, tokenizer, None if reasoner.adapter is None else reasoner

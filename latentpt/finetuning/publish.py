@@ -10,7 +10,14 @@ import torch
 from latentpt.config import ConfigError
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.finetuning.reasoner import RECIPE, Reasoner, Recipe
-from latentpt.hub.folders import _MODELING, _with_modeling_file, _write_json, _write_tokenizer, _write_weights
+from latentpt.hub.folders import (
+    _MODELING,
+    REASONER_TYPE,
+    _with_modeling_file,
+    _write_json,
+    _write_tokenizer,
+    _write_weights,
+)
 
 _LATENTS = _MODELING.with_name("modeling_latents.py")
 
@@ -34,7 +41,7 @@ def export_reasoner(
         state |= {f"adapter.{name}": p.detach() for name, p in reasoner.adapter.named_parameters()}
     fill = reasoner.fill(recipe)
     config |= {
-        "model_type": "latentpt_reasoner",
+        "model_type": REASONER_TYPE,
         "architectures": ["LatentReasonerForCausalLM"],
         "auto_map": {
             "AutoConfig": f"{_LATENTS.stem}.LatentReasonerConfig",

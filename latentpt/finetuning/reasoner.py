@@ -10,12 +10,13 @@ On disk it is a folder with
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentpt.config import ConfigError, Section, build
@@ -25,7 +26,9 @@ from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.config import Mode
 from latentpt.finetuning.fills import Adapter, Fill, Kind
 from latentpt.finetuning.generate import Switch
+from latentpt.hub.weights import read_weights
 from latentpt.modeling.config import ModelConfig
+from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
 
@@ -75,15 +78,25 @@ class Recipe(Section):
         return Switch(self.switch, self.switch_tau, self.switch_most)  # type: ignore[arg-type]
 
 
+@contextmanager
+def seeded(seed: int, label: str) -> Iterator[None]:
+    """Inside, torch's own random numbers, which modules of others draw from, follow from the seed and the label."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, label).initial_seed())
+        yield
+
+
 class Reasoner(nn.Module):
     """A language model and the adapter of its latents."""
 
-    def __init__(self, language: LanguageModel, adapter: int = 0) -> None:
+    def __init__(self, language: LanguageModel, adapter: int = 0, seed: int = 0) -> None:
         super().__init__()
         self.language = language
         self.adapter: Adapter | None = None
         if adapter:
-            self.adapter = Adapter(language.config.hidden_size, adapter).to(next(language.parameters()).dtype)
+            with seeded(seed, "adapter"):
+                self.adapter = Adapter(language.config.hidden_size, adapter)
+            self.adapter.to(next(language.parameters()).dtype)
 
     def fill(self, recipe: Recipe, kind: Kind | None = None) -> Fill:
         """How latents are filled; of a model without latents a fill that no token asks for."""
@@ -105,11 +118,16 @@ def save_reasoner(folder: Path, state: Mapping[str, Tensor], recipe: Recipe, tok
     write_text(folder / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
 
 
+def _inner(name: str) -> str:
+    """A parameter's name in a reasoner; exports name those of the language model alone."""
+    return name if name.startswith(("language.", "adapter.")) else f"language.{name}"
+
+
 def load_reasoner(folder: Path) -> tuple[Reasoner, Recipe, Tokenizer]:
-    """Read a reasoner's folder, on the CPU, in evaluation mode; raises ConfigError naming what does not fit."""
+    """Read a reasoner's folder or its export, on the CPU, in evaluation mode; raises ConfigError naming what does not fit."""
     try:
         content: dict[str, Any] = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
+        tensors = {_inner(name): tensor for name, tensor in read_weights(folder).items()}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is not the folder of a fine-tuned model ({error})") from None
     recipe = build(Recipe, content)

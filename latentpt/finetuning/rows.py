@@ -96,39 +96,27 @@ def encode_examples(
     Raises DataError when none is usable.
     """
     found, left_out = [], Unusable()
-    for example in examples:
-        reason, pieces = _encode(example, tokenizer, end, wording, markers, needs_steps)
-        if pieces is not None and longest(pieces) > max_length:
-            reason = f"longer than data.max_length = {max_length} tokens"
-        if pieces is None or reason:
-            left_out.add(reason, example)
+    texts = [wording(example) for example in examples]
+    pieces = [[question, *steps, answer] for question, steps, answer in texts]
+    parts = iter(tokenizer.encode_batch(list(chain.from_iterable(pieces))))
+    wholes = tokenizer.encode_batch(["".join(some) for some in pieces])
+    for example, some, whole in zip(examples, pieces, wholes, strict=True):
+        ids = [next(parts) for _ in some]
+        row = Pieces(ids[0], ids[1:-1], [*ids[-1], end], example.answer)
+        marker = next((marker for marker in markers if marker in "".join(some)), None)
+        if needs_steps and not example.steps:
+            left_out.add("no steps", example)
+        elif marker is not None:
+            left_out.add(f"the marker {marker} is part of the text", example)
+        elif list(chain.from_iterable(ids)) != whole:
+            left_out.add("its pieces do not concatenate to the whole under this tokenizer", example)
+        elif longest(row) > max_length:
+            left_out.add(f"longer than data.max_length = {max_length} tokens", example)
         else:
-            found.append(pieces)
+            found.append(row)
     if not found:
         raise DataError("; ".join(left_out.lines(name, len(examples))))
     return found, left_out
-
-
-def _encode(
-    example: Example,
-    tokenizer: Tokenizer,
-    end: int,
-    wording: Wording,
-    markers: Sequence[str],
-    needs_steps: bool,
-) -> tuple[str, Pieces | None]:
-    """Why an example cannot be used, or its pieces."""
-    question, steps, answer = wording(example)
-    whole = "".join([question, *steps, answer])
-    if needs_steps and not steps:
-        return "no steps", None
-    marker = next((marker for marker in markers if marker in whole), None)
-    if marker is not None:
-        return f"the marker {marker} is part of the text", None
-    parts = tokenizer.encode_batch([question, *steps, answer])
-    if list(chain.from_iterable(parts)) != tokenizer.encode(whole):
-        return "question, steps and answer do not concatenate to the whole under this tokenizer", None
-    return "", Pieces(parts[0], parts[1:-1], [*parts[-1], end], example.answer)
 
 
 def _shortened(text: str, length: int = 80) -> str:

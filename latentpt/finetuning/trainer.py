@@ -80,7 +80,7 @@ def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
         dist.barrier()
     if config.training.lora.rank:
         trained = [*set(prepared.recipe.markers or ())]
-        add_lora(prepared.reasoner.language.decoder, config.training.lora, trained)
+        add_lora(prepared.reasoner.language.decoder, config.training.lora, trained, config.seed)
     dist.barrier()
     if rank == 0:
         prepare_folder(as_run, origin, begin, device)
@@ -383,7 +383,7 @@ class FineTuner:
     def whole_state(self) -> dict[str, Tensor]:
         """Every parameter, whole, LoRA merged; collective."""
         if self.config.training.lora.rank:
-            return merged_state(self.reasoner)
+            return {name: tensor.float() for name, tensor in merged_state(self.reasoner).items()}
         return {name: self.engine.gather(name)["weight"].clone() for name in self.engine.names}
 
     def best_so_far(self) -> float | None:

@@ -49,17 +49,25 @@ def grown(
     config = model.config.model_copy(update={"vocab_size": size})
     larger = LanguageModel(config, thoughts, attention, checkpoint_activations)
     larger = larger.to(next(model.parameters()).dtype)
-    before = dict(model.named_parameters())
+    before, tables = dict(model.named_parameters()), vocabulary_tables(model)
     for name, parameter in larger.named_parameters():
         value = before[name]
-        if value.shape == parameter.shape:
+        if name not in tables:
             parameter.copy_(value)
-        else:
-            parameter[:old] = value
-            parameter[old:] = value.mean(dim=0)
-        if value.dim() == 2 and value.shape[0] == old and new_ids and name.split(".")[-2] != "qkv":
+            continue
+        parameter[:old] = value
+        parameter[old:] = value.mean(dim=0)
+        if new_ids:
             parameter[list(new_ids)] = value.mean(dim=0) if copied is None else value[copied]
     return larger
+
+
+def vocabulary_tables(model: LanguageModel) -> set[str]:
+    """Names of the parameters that have a row for every token."""
+    config = model.config.model_copy(update={"vocab_size": model.config.vocab_size + 1})
+    with torch.device("meta"):
+        wider = dict(LanguageModel(config, model.thoughts).named_parameters())
+    return {name for name, p in model.named_parameters() if p.shape != wider[name].shape}
 
 
 def end_token(tokenizer: Tokenizer) -> int:

@@ -56,6 +56,8 @@ _ENDS = {
 
 _MODELING = Path(__file__).with_name("modeling_latentpt.py")
 _OWN_CLASS = "LatentptForCausalLM"
+OWN_TYPE, REASONER_TYPE = "latentpt", "latentpt_reasoner"
+"""Types of exported models: thinking inside positions, and fine-tuned to reason in latents; of those the plain model is read."""
 _TIED = ("decoder.head.weight",)
 
 
@@ -79,7 +81,8 @@ def load_folder(path: str | Path, thoughts: Mapping[str, Any] | None = None) -> 
     else:
         raise ConfigError(f"{path}: is neither a folder with a config.json nor a llama2.c .bin file")
     try:
-        if config.get("model_type") == "latentpt":
+        if config.get("model_type") in (OWN_TYPE, REASONER_TYPE):
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("adapter.")}
             return _from_export(config, state, thoughts or {}).eval()
         given = dict(thoughts or {})
         if "latentpt" not in config and published_thoughts(config) is None:

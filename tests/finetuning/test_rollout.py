@@ -10,7 +10,7 @@ from latentpt.finetuning import Fill, latent_forward
 from latentpt.finetuning.fills import Adapter
 from latentpt.finetuning.layout import lay_out
 from tests.conftest import tiny_model
-from tests.finetuning.reference import row_by_row, states
+from tests.finetuning.row_by_row import row_by_row, states
 
 LATENT, VOCAB = 36, 37
 FILLS = {

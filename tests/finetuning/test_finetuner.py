@@ -17,7 +17,7 @@ from latentpt.finetuning.config import Mode
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.finetuning.trainer import finetune
 from latentpt.run import read_metrics
-from tests.finetuning.small import sums, tiny
+from tests.finetuning.small_reasoning import sums, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_reasoner_export import made
 
 from latentpt.config import ConfigError, build
 from latentpt.finetuning import Fill, latent_forward
@@ -22,8 +23,7 @@ from latentpt.finetuning.diagnostics import (
 from latentpt.finetuning.rows import Pieces
 from latentpt.finetuning.suite import SuiteConfig, run_suite
 from tests.conftest import tiny_model
-from tests.finetuning.small import sums, tiny
-from tests.finetuning.test_publish import made
+from tests.finetuning.small_reasoning import sums, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,7 @@ from latentpt.finetuning.building import write_symbol_tokenizer
 from latentpt.finetuning.publish import export_reasoner
 from latentpt.finetuning.reasoner import Reasoner, Recipe, load_reasoner, save_reasoner
 from latentpt.finetuning.vocabulary import write_tokenizer
+from latentpt.hub.folders import load_folder
 from tests.conftest import tiny_model
 
 MARKS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
@@ -93,6 +94,17 @@ def test_a_saved_reasoner_is_read_back_whole(tmp_path):
     assert same == recipe and other.token_id("<|latent|>") == recipe.markers[2]
     for name, parameter in reasoner.named_parameters():
         assert torch.equal(dict(again.named_parameters())[name], parameter)
+
+
+def test_an_export_is_read_back_as_a_reasoner_and_as_a_plain_model(family, tmp_path):
+    reasoner, recipe, tokenizer = made(tmp_path, family, kind="fusion", adapter=4)
+    export_reasoner(reasoner, recipe, tokenizer, tmp_path / "hf")
+    again, same, _ = load_reasoner(tmp_path / "hf")
+    assert same == recipe
+    for name, parameter in reasoner.named_parameters():
+        assert torch.equal(dict(again.named_parameters())[name], parameter)
+    ids = torch.tensor([[11, 12, 13]])
+    assert torch.equal(load_folder(tmp_path / "hf")(ids).logits, reasoner.language(ids).logits)
 
 
 def test_a_folder_that_is_there_is_not_written_over(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from latentpt.config import to_yaml
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.run import read_metrics
-from tests.finetuning.small import sums, tiny
+from tests.finetuning.small_reasoning import sums, tiny
 from tests.training.small import environment, finish, start_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +38,9 @@ def run(config, world):
     )
 
 
-@pytest.mark.parametrize("mode", ["coconut", "lt_tuning"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("mode", "stage"), [("coconut", 0), ("coconut", 1), ("lt_tuning", 2), ("coconut", 3), ("lt_tuning", 3)]
+)
 def test_ranks_and_zero_stages_train_the_same_model(mode, stage, data, tmp_path):
     options = {"training": {"micro_batch": 2}, "coconut": {"uniform_prob": 0.5}, "optimizer": {"lr": 1e-3}}
     expected = run(tiny(tmp_path / "one", data, mode, **options, zero={"stage": 0}), 1)

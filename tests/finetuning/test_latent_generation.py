@@ -9,7 +9,7 @@ from latentpt.finetuning import Fill, latent_forward, latent_generate
 from latentpt.finetuning.generate import Switch
 from latentpt.generation.decode import generate
 from tests.conftest import tiny_model
-from tests.finetuning.reference import generate_one
+from tests.finetuning.row_by_row import generate_one
 
 LATENT, EOS = 36, 5
 KINDS = ("hidden", "soft", "fusion", "pause")
