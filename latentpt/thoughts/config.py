@@ -38,7 +38,7 @@ class ThoughtsConfig(Section):
     """How K is drawn from a range: all alike, or with probability proportional to 1 / cost."""
     residual_target: float | None = None
     """Adapt K instead of drawing it: the smallest K in the range whose last refinement moved the latents by less than this
-    (relative norm), as measured two steps before; null draws."""
+    (relative norm), as measured at the step before; null draws."""
     stride: int = 2
     """Solver strided: every stride-th position is solved together."""
     chunk: int | None = None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_reasoner_export import made
 
 from latentpt.config import ConfigError, build
 from latentpt.finetuning import Fill, latent_forward
@@ -24,6 +23,7 @@ from latentpt.finetuning.rows import Pieces
 from latentpt.finetuning.suite import SuiteConfig, run_suite
 from tests.conftest import tiny_model
 from tests.finetuning.small_reasoning import sums, tiny
+from tests.finetuning.test_reasoner_export import made
 
 ROOT = Path(__file__).resolve().parents[2]
 
