@@ -35,6 +35,11 @@ def mode() -> str:
     return value
 
 
+def wanted(like: Tensor) -> bool:
+    """Whether a library that has plain code for a CPU should come here: on any other device, or if LATENTPT_KERNELS says so."""
+    return like.device.type != "cpu" or bool(os.environ.get("LATENTPT_KERNELS"))
+
+
 def interpreted() -> bool:
     """Whether Triton runs its kernels as Python on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import latentpt_kernels
 import torch
+from latentpt_kernels import dispatch
 from torch import Tensor
 
 IGNORE = -100
@@ -30,6 +32,8 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # autograd functions ask for the gradients of parameters all the same
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(hidden.device.type, enabled=False):
+        if dispatch.wanted(hidden):
+            return latentpt_kernels.linear_cross_entropy(hidden, weight, targets, IGNORE)
         return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows)
 
 

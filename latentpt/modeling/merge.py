@@ -13,7 +13,8 @@ Softmax over the union of blocks needs no mask and no concatenation: with out_b 
     lse = log sum_b exp(lse_b),      out = sum_b exp(lse_b - lse) out_b,
 
 and the backward of each block is the ordinary flash backward given the *merged* out and lse (the identity behind
-ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept, and grouped keys are not repeated.
+ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept, and grouped keys are not repeated. That is
+what runs on a CPU; other devices have `latentpt_kernels.block_attention`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from latentpt_kernels import block_attention, dispatch
 from torch import Tensor
 
 
@@ -58,6 +60,8 @@ def attend_blocks(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     if len(blocks) == 1 and blocks[0].relation is Relation.ALL:
         k, v, *_ = blocks[0]
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+    if dispatch.wanted(q):
+        return block_attention(q, [(block.k, block.v, block.relation.name.lower()) for block in blocks])[0]
     flat = [tensor for block in blocks for tensor in (block.k, block.v)]
     return _MergedAttention.apply(q, tuple(block.relation for block in blocks), *flat)
 
@@ -150,77 +154,17 @@ class _MergedAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), None, *grads
 
 
-# Each block goes to one of torch's own kernels that return the log-sum-exp. Overloads are named: later versions of
-# torch add others. `efficient` takes float32 on a GPU and heads that flash does not; `plain` is what is left.
-
-ATEN = torch.ops.aten
-
-
-def _kernel(q: Tensor) -> str:
-    """cpu, flash, efficient or plain: what computes a block of these queries."""
-    if q.device.type == "cpu":
-        return "cpu"
-    if not q.is_cuda or q.shape[-1] % 8 or q.dtype == torch.float64:
-        return "plain"
-    newer = torch.cuda.get_device_capability(q.device) >= (8, 0)
-    low = q.dtype in (torch.float16, torch.bfloat16)
-    return "flash" if low and newer and q.shape[-1] <= 256 else "efficient"
+ATEN = torch.ops.aten  # overloads are named, for later versions of torch add others
 
 
 def _forward_block(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """One block: out [B, H, n_q, D] and natural-log lse [B, H, n_q] of the scores q k / sqrt(D)."""
-    kernel = _kernel(q)
-    if kernel == "cpu":
-        return ATEN._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal)
-    if kernel == "flash":
-        out, lse, *_ = ATEN._scaled_dot_product_flash_attention.default(q, k, v, 0.0, causal, False)
-        return out, lse
-    k, v = _expand(k, q), _expand(v, q)
-    if kernel == "efficient":
-        out, lse, *_ = ATEN._scaled_dot_product_efficient_attention.default(q, k, v, None, True, 0.0, causal)
-        return out, lse[:, :, : q.shape[2]]  # its rows are padded
-    scores = _scores(q, k, causal)
-    lse = scores.logsumexp(dim=-1)
-    return (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v, lse
+    return ATEN._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal)
 
 
 def _backward_block(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one block for q, k, v, given the out and lse merged over all blocks."""
-    kernel = _kernel(q)
-    if kernel == "cpu":
-        return ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default(
-            grad, q, k, v, out, lse, 0.0, causal
-        )
-    none = torch.empty(0, dtype=torch.int64, device=q.device)  # dropout's state; there is no dropout
-    if kernel == "flash":
-        return ATEN._scaled_dot_product_flash_attention_backward.default(
-            grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, none, none
-        )
-    wide_k, wide_v = _expand(k, q), _expand(v, q)
-    if kernel == "efficient":
-        padded = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
-        dq, dk, dv, _ = ATEN._scaled_dot_product_efficient_attention_backward.default(
-            grad, q, wide_k, wide_v, None, out, padded, none, none, 0.0, [True, True, True, False], causal
-        )
-    else:
-        p = (_scores(q, wide_k, causal) - lse.unsqueeze(-1)).exp()
-        delta = (grad * out).sum(-1, keepdim=True, dtype=p.dtype)
-        ds = p * ((grad @ wide_v.mT).to(p.dtype) - delta) * q.shape[-1] ** -0.5
-        dq, dk, dv = ds.to(k.dtype) @ wide_k, ds.to(q.dtype).mT @ q, p.to(grad.dtype).mT @ grad
-    return dq, _grouped(dk, k), _grouped(dv, v)
-
-
-def _grouped(grad: Tensor, kv: Tensor) -> Tensor:
-    """Gradient of expanded heads, summed over each group."""
-    return grad if grad.shape[1] == kv.shape[1] else grad.unflatten(1, (kv.shape[1], -1)).sum(2)
-
-
-def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """Scaled scores [B, H, n_q, n_k] in float32 or wider: for devices and dtypes without a flash kernel."""
-    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
-    if causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
-    return scores
+    backward = ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default
+    return backward(grad, q, k, v, out, lse, 0.0, causal)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks, attend_dense
+from tests.conftest import tiny_ids, tiny_model
 
 RELATIONS = [Relation.CAUSAL, Relation.STRICT, Relation.ALL]
 
@@ -54,24 +55,20 @@ def test_the_gradient_of_merged_attention_passes_a_numerical_check():
     assert gradcheck(attend, (q, *(t for b in blocks for t in (b.k, b.v))))
 
 
-@pytest.mark.parametrize("n", [1, 5])
-def test_the_path_without_a_flash_kernel_equals_the_flash_path(n, monkeypatch):
-    from latentpt.modeling import merge
-
-    q, blocks = blocks_of([Relation.CAUSAL, Relation.STRICT, Relation.ALL], n, 4, 3)
-    k, v = blocks[0].k.detach(), blocks[0].v.detach()
-    q = q.detach()
-    grad = torch.randn(q.shape, dtype=q.dtype)
-    for causal in (True, False):
-        out, lse = merge._forward_block(q, k, v, causal)
-        expected = merge._backward_block(grad, q, k, v, out, lse, causal)
-        with monkeypatch.context() as patch:
-            patch.setattr(merge, "_kernel", lambda q: "plain")
-            plain_out, plain_lse = merge._forward_block(q, k, v, causal)
-            plain = merge._backward_block(grad, q, k, v, out, lse, causal)
-        torch.testing.assert_close(
-            (plain_out, plain_lse, *plain), (out, lse, *expected), atol=1e-12, rtol=1e-10
-        )
+@pytest.mark.parametrize("kernels", ["torch", "reference"])
+@pytest.mark.parametrize("solver", ["jacobi", "gauss_seidel"])
+def test_a_training_step_through_the_kernels_package_is_the_same(family, solver, kernels, monkeypatch):
+    losses, gradients = [], []
+    for setting in ("", kernels):
+        monkeypatch.setenv("LATENTPT_KERNELS", setting)
+        model = tiny_model(family, method="latent", num_thoughts=1, refinements=1, solver=solver)
+        loss = model(tiny_ids(), labels=tiny_ids(), return_logits=False).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0, check_dtype=False)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_merged_attention_in_bfloat16_is_as_close_as_plain_attention():
