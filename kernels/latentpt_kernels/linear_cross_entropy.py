@@ -151,7 +151,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b in the precision of total."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, out=total)
-    elif a.is_cuda:
+    elif a.is_cuda and not torch.version.hip:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # the product is never rounded
     else:
         total.add_(a @ b)
