@@ -28,7 +28,7 @@ EXACT = 2.0
 _HEADS = 64  # documents of a bucket that the others in it are compared with
 _TOGETHER = 1 << 14  # pairs compared at a time
 _WINDOW = 1 << 20  # documents decided at a time
-_BYTES_A_PARTITION = 1 << 26  # of input
+_BYTES_A_PARTITION = 1 << 24  # of input; its keys take about as much
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.overlap.words import run_hashes, word_hashes
+from data_prep.overlap.words import Hashes, run_hashes, word_hashes_of_all
 from latentpt.data.errors import DataError
 
 PLACES = 128
@@ -70,15 +70,34 @@ def signatures_of(texts: list[str]) -> tuple[Signatures, NDArray[np.bool_]]:
 
     A text of fewer than five words is signed by all its words together.
     """
-    runs = []
-    for text in texts:
-        words = word_hashes(text)
-        runs.append(run_hashes(words, min(_RUN, max(1, len(words)))))
-    lengths = np.array([len(run) for run in runs])
+    runs, lengths = _runs_of_all(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
-    flat = np.concatenate(runs) if runs else np.empty(0, np.uint64)
-    matrix = _minhash().digest_matrix_from_flat_token_hashes(flat, offsets, PLACES, _SEED)
+    matrix = _minhash().digest_matrix_from_flat_token_hashes(runs, offsets, PLACES, _SEED)
     return np.array(matrix.to_rows(), np.uint32).reshape(-1, PLACES), lengths > 0
+
+
+def _runs_of_all(texts: list[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of the runs of every text, one text after another, [runs], and how many each text has, [n].
+
+    All texts at once: most texts are short, and a call takes longer than the words of one.
+    """
+    words, owners = word_hashes_of_all(texts)
+    counts = np.bincount(owners, minlength=len(texts))
+    starts = np.cumsum(counts) - counts
+    whole = (
+        owners[: len(owners) - _RUN + 1] == owners[_RUN - 1 :]
+    )  # the run ends in the text that it begins in
+    short = np.flatnonzero((counts > 0) & (counts < _RUN))
+    lengths = np.where(counts < _RUN, np.minimum(counts, 1), counts - _RUN + 1)
+    at = (np.cumsum(lengths) - lengths)[short]
+    runs = np.empty(int(lengths.sum()), np.uint64)
+    of_short = np.zeros(len(runs), bool)
+    of_short[at] = True
+    runs[~of_short] = run_hashes(words, _RUN)[whole]
+    for place, text in zip(at.tolist(), short.tolist(), strict=True):
+        start, count = int(starts[text]), int(counts[text])
+        runs[place] = run_hashes(words[start : start + count], count)[0]
+    return runs, lengths
 
 
 def _minhash() -> Any:

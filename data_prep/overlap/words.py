@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +27,24 @@ def words_of(text: str) -> list[str]:
 
 def word_hashes(text: str) -> Hashes:
     """Hash of every word of `text`, [words], the same for the same word everywhere."""
-    codes = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
+    return word_hashes_of_all([text])[0]
+
+
+def word_hashes_of_all(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hash of every word of every text, one text after another, [words], and the number of its text, [words]."""
+    lowered = [text.lower() for text in texts]
+    codes = np.frombuffer("\n".join(lowered).encode("utf-32-le", "surrogatepass"), np.uint32)
     inside = _in_words()[codes]
     edges = np.flatnonzero(np.diff(inside.view(np.int8), prepend=0, append=0))
     if not edges.size:
-        return np.empty(0, np.uint64)
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
     lengths = edges[1::2] - edges[::2]
     first = np.cumsum(lengths) - lengths
     place = np.arange(first[-1] + lengths[-1]) - np.repeat(first, lengths)
     terms = _scrambled(codes[inside].astype(np.uint64)) * _powers(int(lengths.max()))[place]
-    return _scrambled(np.add.reduceat(terms, first) + lengths.astype(np.uint64))
+    hashes = _scrambled(np.add.reduceat(terms, first) + lengths.astype(np.uint64))
+    ends = np.cumsum([len(text) + 1 for text in lowered])
+    return hashes, np.searchsorted(ends, edges[::2], side="right")
 
 
 def run_hashes(words: Hashes, n: int) -> Hashes:

@@ -77,6 +77,46 @@ class Outcome(NamedTuple):
         return self.stream_of(columns) if self.tapped is None else self.tapped[:, :, columns]
 
 
+class Outcomes(dict[int, Outcome]):
+    """Step by step what is left, and columns of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined: dict[tuple[int, Any], KeysValues] = {}
+
+    def gather(self, sources: Sequence[Source | None], of: Callable[[Outcome, slice], Tensor]) -> Tensor:
+        """Values [B, L, n, d] of n columns."""
+        found = [source for source in sources if source is not None]
+        step, first = found[0].parts[0]
+        if found == [Source(((step, first + index),)) for index in range(len(found))]:
+            return of(self[step], slice(first, first + len(found)))
+        return torch.stack([self.column(source, of) for source in found], dim=2)
+
+    def column(self, source: Source, of: Callable[[Outcome, slice], Tensor]) -> Tensor:
+        """Values [B, L, d] of one column."""
+        parts = [of(self[step], slice(column, column + 1))[:, :, 0] for step, column in source.parts]
+        return _interleave(parts, 1)[:, source.first :: source.every]
+
+    def keys_values(self, layer: int, source: Source) -> KeysValues:
+        """Keys and values [B, H_kv, n, D] of one column."""
+        if len(source.parts) == 1:
+            k, v = self._part(layer, *source.parts[0])
+        else:
+            key = layer, source.parts
+            if key not in self.joined:
+                pairs = zip(*(self._part(layer, *part) for part in source.parts), strict=True)
+                k, v = (_interleave(list(columns), 2) for columns in pairs)
+                self.joined[key] = k, v
+            k, v = self.joined[key]
+        return k[:, :, source.first :: source.every], v[:, :, source.first :: source.every]
+
+    def _part(self, layer: int, step: int, column: int) -> KeysValues:
+        outcome = self[step]
+        k, v = outcome.keys_values[layer - outcome.step.layers[0]]
+        count = len(outcome.step.columns)
+        return k[:, :, column::count], v[:, :, column::count]
+
+
 class Streams(NamedTuple):
     """What is read off a sweep."""
 
@@ -125,9 +165,8 @@ class _Walk:
         self.decoder, self.method, self.tokens = decoder, method, tokens
         self.stretch, self.state, self.watch = stretch, state, watch
         self.angles = decoder.angles(tokens.positions)
-        self.sight = Sight(stretch, state, tokens, self.keys_values)
-        self.outcomes: dict[int, Outcome] = {}
-        self.joined: dict[Any, KeysValues] = {}
+        self.outcomes = Outcomes()
+        self.sight = Sight(stretch, state, tokens, self.outcomes.keys_values)
 
     def run(self) -> list[Streams]:
         """All steps in order; what is read, and the state grown."""
@@ -158,7 +197,9 @@ class _Walk:
         # Sweeps over the same slots are alike: what this one left stands for what the one before the last leaves.
         shift = steps[last].number - steps[following].number
         here = steps[index].sweep
-        self.outcomes = {n + shift * (o.step.sweep == here): o for n, o in self.outcomes.items()}
+        moved = {n + shift * (o.step.sweep == here): o for n, o in self.outcomes.items()}
+        self.outcomes.clear()
+        self.outcomes.update(moved)
         return last
 
     def step(self, step: Step) -> Outcome:
@@ -190,13 +231,15 @@ class _Walk:
     def inputs(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """What the cells of a step read, and the memory of its injections, [B, L, n, d] each."""
         if step.layers[0] == self.stretch.traits.span[1]:
-            return self.gather(step.base, Outcome.stream_of), None
+            return self.outcomes.gather(step.base, Outcome.stream_of), None
         pieces, memories = [], []
         for columns in _alike(step):
             first = columns[0]
             tokens = self.tokens.at(slice(step.columns[first].first, None, step.columns[first].every))
             if step.layers[0]:
-                tokens = tokens._replace(embeds=self.gather(step.base[first : first + 1], Outcome.stream_of))
+                tokens = tokens._replace(
+                    embeds=self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
+                )
             fed = [f for f in (step.fed[index] for index in columns) if f is not None]
             before = self.before(step, columns, fed) if fed else None
             slots = _range([step.columns[index].slot for index in columns])
@@ -219,8 +262,8 @@ class _Walk:
         if None in sources:
             inputs, x = self.state.last[fed[0].feed.slot]
             return Before(inputs[:, :, None], self.method.states(self.decoder, x[:, :, None]))
-        x = self.gather(sources, Outcome.state_of)
-        return Before(self.gather(sources, Outcome.inputs_of), self.method.states(self.decoder, x))
+        x = self.outcomes.gather(sources, Outcome.state_of)
+        return Before(self.outcomes.gather(sources, Outcome.inputs_of), self.method.states(self.decoder, x))
 
     def cell_before(self, column: Column, fed: Fed) -> Before:
         """The cells of the positions before a column, zero where there are none: [B, L, 1, d] each."""
@@ -233,7 +276,7 @@ class _Walk:
             pair = [zero.expand_as(here.embeds[:, :, 0])] * 2
             unknown = ~unknown
         else:
-            pair = [self.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
+            pair = [self.outcomes.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
         if fed.wraps:
             first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
@@ -251,48 +294,16 @@ class _Walk:
         before = documents[:, :1] if self.state.documents is None else self.state.documents[:, -1:]
         return documents != torch.cat([before, documents[:, :-1]], dim=1)
 
-    # ------------------------------------------------------------------------------------------ what was left
-
-    def gather(self, sources: Sequence[Source | None], of: Callable[[Outcome, slice], Tensor]) -> Tensor:
-        """Values [B, L, n, d] of n columns."""
-        found = [source for source in sources if source is not None]
-        step, first = found[0].parts[0]
-        if found == [Source(((step, first + index),)) for index in range(len(found))]:
-            return of(self.outcomes[step], slice(first, first + len(found)))
-        return torch.stack([self.column(source, of) for source in found], dim=2)
-
-    def column(self, source: Source, of: Callable[[Outcome, slice], Tensor]) -> Tensor:
-        """Values [B, L, d] of one column."""
-        parts = [of(self.outcomes[step], slice(column, column + 1))[:, :, 0] for step, column in source.parts]
-        return _interleave(parts, 1)[:, source.first :: source.every]
-
-    def keys_values(self, layer: int, source: Source) -> KeysValues:
-        """Keys and values [B, H_kv, n, D] of one column."""
-        if len(source.parts) == 1:
-            k, v = self._part(layer, *source.parts[0])
-        else:
-            key = layer, source.parts
-            if key not in self.joined:
-                pairs = zip(*(self._part(layer, *part) for part in source.parts), strict=True)
-                k, v = (_interleave(list(columns), 2) for columns in pairs)
-                self.joined[key] = k, v
-            k, v = self.joined[key]
-        return k[:, :, source.first :: source.every], v[:, :, source.first :: source.every]
-
-    def _part(self, layer: int, step: int, column: int) -> KeysValues:
-        outcome = self.outcomes[step]
-        k, v = outcome.keys_values[layer - outcome.step.layers[0]]
-        count = len(outcome.step.columns)
-        return k[:, :, column::count], v[:, :, column::count]
+    # ------------------------------------------------------------------------------------------ what is left
 
     def predicting(self, slots: tuple[Source, ...]) -> Tensor:
         """Streams [B, L, d] of the slot that predicts: the last one, or each token's last that is thought."""
         if len(slots) == 1:
-            return self.column(slots[0], Outcome.stream_of)
+            return self.outcomes.column(slots[0], Outcome.stream_of)
         alive = self.tokens.alive
         if alive is None:
-            return self.column(slots[-1], Outcome.stream_of)
-        x = self.gather(slots, Outcome.stream_of)
+            return self.outcomes.column(slots[-1], Outcome.stream_of)
+        x = self.outcomes.gather(slots, Outcome.stream_of)
         index = (alive - 1).clamp(0, len(slots) - 1)[..., None, None].expand(-1, -1, 1, x.shape[-1])
         return x.gather(2, index)[:, :, 0]
 
@@ -301,12 +312,13 @@ class _Walk:
         state, done = self.state, self.stretch.completes
         if not self.sight.in_place:
             for layer, sources in enumerate(self.stretch.keys):
-                columns = [self.keys_values(layer, source) for source in sources]
+                columns = [self.outcomes.keys_values(layer, source) for source in sources]
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
             pair = (
-                self.column(source, of)[:, row].unsqueeze(1) for of in (Outcome.inputs_of, Outcome.state_of)
+                self.outcomes.column(source, of)[:, row].unsqueeze(1)
+                for of in (Outcome.inputs_of, Outcome.state_of)
             )
             state.last[slot] = tuple(pair)  # type: ignore[assignment]
         if done:

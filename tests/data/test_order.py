@@ -6,18 +6,20 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentpt.data.order import Permutation, derive_seed, shuffled
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6))
 def test_the_order_of_an_epoch_is_a_bijection(length: int, seed: int, epoch: int) -> None:
     images = Permutation(length, seed, epoch)(np.arange(length))
     assert np.array_equal(np.sort(images), np.arange(length))
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, 10**12), seed=st.integers(0, 2**32))
 def test_any_position_is_reached_without_those_before_it(start: int, seed: int) -> None:
     length = 977

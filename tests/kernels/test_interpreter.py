@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+@pytest.mark.timeout(1800)  # every kernel, as Python
 def test_the_kernels_hold_in_the_interpreter():
     answer = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FOLDER],

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 
 from data_prep.__main__ import main
+from data_prep.measure.synthetic import planted_documents
 from tests.data_prep.folders import files
 
 WORDS = [f"word{i}" for i in range(500)]
@@ -157,20 +158,6 @@ def test_documents_without_words_are_not_each_others_duplicates(tmp_path: Path) 
     assert [r["kind"] for r in removed(tmp_path / "out")] == ["exact"]
 
 
-def planted(count: int, similarity: float, seed: int) -> list[str]:
-    """`count` pairs of documents, one after another, whose runs of five words have about that Jaccard similarity."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        words = rng.integers(0, 10**6, size=600)
-        other = words.copy()
-        # A changed word breaks five runs: n runs broken on both sides leave J = (N - n) / (N + n).
-        broken = round(596 * (1 - similarity) / (1 + similarity) / 5)
-        other[np.linspace(10, 590, broken).astype(int)] = rng.integers(10**6, 2 * 10**6, size=broken)
-        found += [" ".join(f"w{word}" for word in text) for text in (words, other)]
-    return found
-
-
 @pytest.mark.parametrize(
     ("similarity", "least", "most"), [(0.9, 1, 1), (0.85, 0.98, 1), (0.8, 0.9, 1), (0.6, 0, 0.02)]
 )
@@ -178,7 +165,7 @@ def test_planted_near_duplicates_are_found(
     tmp_path: Path, similarity: float, least: float, most: float
 ) -> None:
     pytest.importorskip("rensa")
-    write(tmp_path / "a.jsonl", planted(100, similarity, 0))
+    write(tmp_path / "a.jsonl", [*planted_documents(200, (similarity,), 100)])
     assert main(["dedup", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out")]) == 0
     gone = removed(tmp_path / "out")
     assert all(r["line"] == int(r["duplicate_of"].rsplit(":", 1)[1]) + 1 for r in gone)

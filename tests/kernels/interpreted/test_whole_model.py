@@ -1,7 +1,6 @@
 """A whole training step and a whole text with the kernels on and off: every method, every visibility, tiny models.
 
-Until the library calls latentpt_kernels itself, `plugged_in` puts the operations where they belong (docs/kernels.md,
-"Where the library calls them").
+The library calls latentpt_kernels for key blocks and the loss; `plugged_in` puts the other operations where they belong.
 """
 
 import pytest
@@ -11,7 +10,6 @@ from latentpt_kernels import (
     block_attention,
     decode_linear,
     decode_token,
-    linear_cross_entropy,
     rotate_qk,
 )
 from latentpt_kernels.decode import Layer, Norm
@@ -19,13 +17,12 @@ from latentpt_kernels.on_triton import block_attention as kernels
 from torch import nn
 
 from latentpt.modeling import attention as attention_room
-from latentpt.modeling import decoder as decoder_room
-from latentpt.modeling.merge import Relation
-from latentpt.thoughts.method import Visibility
+from latentpt.modeling.rotary import Rotary
+from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.registry import METHODS
+from latentpt.thoughts.state import Before
 from tests.conftest import tiny_ids, tiny_model
 
-WORDS = {Relation.CAUSAL: "causal", Relation.STRICT: "strict", Relation.ALL: "all"}
 SMALL = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 CASES = [(name, {}) for name in METHODS if name != "latent"] + [
     ("latent", {"solver": "jacobi"}),
@@ -34,16 +31,18 @@ CASES = [(name, {}) for name in METHODS if name != "latent"] + [
 ]
 
 
+def squeezed(angles):
+    """cos and sin [L, r/2]: one angle for all slots of a position."""
+    return None if angles is None else Rotary(*(part[..., 0, :] for part in angles))
+
+
 @pytest.fixture
 def plugged_in(monkeypatch):
-    """The library's attention, rotary, norms and loss through latentpt_kernels."""
-
-    def attend(q, blocks):
-        return block_attention(q, [(b.k, b.v, WORDS[b.relation]) for b in blocks])[0]
+    """Rotary, norms and plain causal attention through latentpt_kernels; key blocks and the loss go there by themselves."""
 
     def rotate(x, angles):
         flat = x.flatten(1, 2).transpose(1, 2)
-        turned, _ = rotate_qk(flat, flat[:, :1], angles.cos, angles.sin)
+        turned, _ = rotate_qk(flat, flat[:, :1], *squeezed(angles))
         return turned.transpose(1, 2).unflatten(1, x.shape[1:3])
 
     def normed(kind):
@@ -52,12 +51,10 @@ def plugged_in(monkeypatch):
 
         return forward
 
-    monkeypatch.setattr(attention_room, "attend_blocks", attend)
     monkeypatch.setitem(
         attention_room.BACKENDS, "sdpa", lambda q, k, v: block_attention(q, [(k, v, "causal")])[0]
     )
     monkeypatch.setattr(attention_room, "rotate", rotate)
-    monkeypatch.setattr(decoder_room, "linear_cross_entropy", linear_cross_entropy)
     monkeypatch.setattr(nn.RMSNorm, "forward", normed("rms"))
     monkeypatch.setattr(nn.LayerNorm, "forward", normed("layer"))
 
@@ -120,14 +117,14 @@ def text(model, length):
     slots, layers, final = method.slots, layers_of(model), decoder.norm
     shape = (2, config.kv_heads, length * slots, config.head_width)
     cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in layers]
-    cells, angles = torch.zeros(1, dtype=torch.int32), decoder.angles(torch.arange(length))
+    cells, angles = torch.zeros(1, dtype=torch.int32), squeezed(decoder.angles(torch.arange(length)))
     ids = [torch.tensor([3, 5])]
     for position in range(length):
         tokens = method.tokens(decoder, ids[-1][:, None], torch.full((1,), position))
 
         def latents(x, u, slot, tokens=tokens):
-            states = method.states(decoder, x[:, None, None]) if method.feedback else None
-            return method.latents(decoder, tokens, range(slot, slot + 1), u[:, None, None], states)[:, 0, 0]
+            before = Before(u[:, None, None], method.states(decoder, x[:, None, None]))
+            return method.inject(decoder, tokens, range(slot, slot + 1), before)[:, 0, 0]
 
         x = decode_token(
             tokens.embeds[:, 0, 0],
@@ -161,5 +158,5 @@ def test_a_text_by_the_kernels_is_the_text_of_exact_decoding(family, method, vis
     found = text(model, 3)
     monkeypatch.setenv("LATENTPT_KERNELS", "torch")
     assert torch.equal(found, text(model, 3))
-    hidden, _ = model.think(found[:, :-1], model.method.exact_schedule())
+    hidden = model.think(found[:, :-1], model.method.exact_schedule())
     assert torch.equal(model.decoder.head(hidden).argmax(-1), found[:, 1:])
