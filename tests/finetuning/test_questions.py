@@ -9,20 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentpt.config import build
+from latentpt.config import build, load_config
 from latentpt.data.errors import DataError
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.finetuning.answers import is_right
 from latentpt.finetuning.building import BuildConfig, build_examples, write_symbol_tokenizer
 from latentpt.finetuning.coconut import Markers, coconut_prompt, coconut_row, drawn_stage, removed_and_latents
-from latentpt.finetuning.config import CoconutConfig, FinetuneConfig, LtStage
+from latentpt.finetuning.config import CoconutConfig, FinetuneConfig, LtStage, load_finetune_config
 from latentpt.finetuning.examples import Example, read_examples
 from latentpt.finetuning.graphs import distances, draw_graph, in_sentences, in_symbols
 from latentpt.finetuning.lt_tuning import insertions, latent_row, plain_row
 from latentpt.finetuning.rows import IGNORE, Pieces, coconut_wording, encode_examples
 from latentpt.finetuning.stages import Plan, Stage, planned_stages
+from latentpt.finetuning.suite import SuiteConfig
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "reasoning"
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data" / "reasoning"
 MARKS = Markers(7, 8, 9)
 
 
@@ -359,3 +361,18 @@ def test_symbols_are_single_tokens_and_pieces_concatenate(tmp_path):
         "4",
     ]
     assert tokenizer.encode("3 4\n") + tokenizer.encode("### 4") == tokenizer.encode("3 4\n### 4")
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "finetune").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_configurations_say_what_can_be_done(path):
+    if "arms" not in path.read_text():
+        assert planned_stages(load_finetune_config(path))
+        return
+    suite = load_config(SuiteConfig, path)
+    for name in suite.arms:
+        assert planned_stages(suite.run_config(name, suite.seeds[0]))
