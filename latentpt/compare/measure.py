@@ -16,13 +16,13 @@ from torch import Tensor
 from latentpt.compare.plan import Plan
 from latentpt.config import Section, load_config
 from latentpt.data.batches import validation_batches
+from latentpt.data.identity import source_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.files import write_text
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
-from latentpt.run.identity import data_identity
 from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.model import LanguageModel
 
@@ -60,7 +60,7 @@ def subject(plan: Plan, arm: str, seed: int) -> dict[str, Any]:
     corpora = validation if isinstance(validation, dict) else {"": validation}
     return {
         "checkpoint": checkpoints.identity(checkpoints.find(folder.checkpoints)),
-        "held_out": {name: data_identity(path) for name, path in corpora.items()},
+        "held_out": {name: source_identity(path) for name, path in corpora.items()},
         "samples": sample_limit(plan, run),
         "prompts": plan.comparison.prompts,
         "sampling": {"tokens": TEXT_TOKENS, **asdict(SAMPLING)},

@@ -33,9 +33,14 @@ def data_identity(config: DataConfig) -> dict[str, str]:
             name, path, share = Path(source).name, source, {}
         while name in identity:
             name += "'"  # one corpus may name the same folder twice
-        parts = [_folder(folder) for folder in corpus_folders(Path(path))]
-        identity[name] = hashlib.sha256(json.dumps([parts, share], sort_keys=True).encode()).hexdigest()
+        identity[name] = source_identity(path, **share)
     return identity
+
+
+def source_identity(path: str | Path, **share: float | None) -> str:
+    """sha256 of a shard folder, or of the shard folders in it, by what they hold, and of its share in a mixture."""
+    parts = [_folder(folder) for folder in corpus_folders(Path(path))]
+    return hashlib.sha256(json.dumps([parts, share], sort_keys=True).encode()).hexdigest()
 
 
 def check_identity(earlier: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Progress:
     """Of these, the ones since the last applied step."""
     refinements: int | None = None
     """Refinements of the coming step where they adapt."""
+    data: dict[str, str] = field(default_factory=dict)
+    """What it is trained on, see `latentpt.data.identity`; empty where nobody said."""
 
 
 class FileRecord(Section):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from latentpt.config import ConfigError, differences
+from latentpt.data.identity import check_identity, data_identity
 from latentpt.files import LOCK, exclusive
 from latentpt.run import RunConfig, checkpoints, cut_metrics
 from latentpt.training import checkpoint
@@ -32,6 +33,7 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
 
     Raises:
         ConfigError: `start` cannot be met, no checkpoint is intact, or the one there is belongs to another training.
+        DataError: the training was begun with other data.
     """
     folder = config.folder
     saved = from_rank_0(checkpoints.committed(folder.checkpoints))
@@ -48,6 +50,9 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
                 f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; "
                 "choose another output folder, or set the old one aside with --fresh"
             )
+    begun_with = checkpoints.read_meta(origin).progress.data
+    if begun_with:
+        check_identity(begun_with, data_identity(config.data))
     return origin
 
 

@@ -20,6 +20,7 @@ from latentpt.data.batches import (
     check_vocabulary,
     validation_batches,
 )
+from latentpt.data.identity import data_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.files import write_text
 from latentpt.modeling.loss import IGNORE
@@ -159,6 +160,7 @@ class Trainer:
             device,
         )
         self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
+        self.progress.data = data_identity(config.data)
         self.end_token = data.eod_id if config.data.mask_documents else None
         self.adaptive: AdaptiveRefinements | None = None
         if config.thoughts.residual_target is not None:

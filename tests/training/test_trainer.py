@@ -1,6 +1,7 @@
 """One process: the trainer against a plain loop, interrupted and resumed, under every ZeRO stage."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -208,6 +209,19 @@ def test_a_mixture_is_read_and_every_held_out_source_has_its_loss(text, tmp_path
     line = read_metrics(config.folder.metrics)[-1]
     assert line["loss"] == pytest.approx((line["loss/one"] + line["loss/other"]) / 2, abs=1e-6)
     assert line["loss/one"] != line["loss/other"]
+
+
+def test_a_resume_on_other_data_is_refused_by_the_name_of_the_source(text, tmp_path):
+    train(tiny_run(tmp_path / "run", text, training={"stop_at": 1}))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for source, name in (("validation", "other"), ("train", "moved")):
+        for end in (".bin", ".idx"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shutil.copy(text / (source + end), tmp_path / name / ("train" + end))
+    with pytest.raises(DataError, match="the source 'train' is not the one the run was begun with"):
+        train(tiny_run(tmp_path / "run", text, data={"train": str(tmp_path / "other" / "train")}))
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    train(tiny_run(tmp_path / "run", text, data={"train": str(tmp_path / "moved" / "train")}))
 
 
 def test_a_resume_says_what_has_changed(text, tmp_path, capsys):
