@@ -10,6 +10,7 @@ merged by their log-sum-exp. Documents and slots that were not thought narrow wh
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -282,10 +283,11 @@ class _Walk:
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
             unknown = torch.cat([torch.full_like(unknown[:, :1], last is None), unknown], dim=1)
         inputs, x = (part[:, :rows, None] for part in pair)
-        begins = unknown[:, :rows] | self.begins()[:, column.first :: column.every]
+        begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
         states = self.method.states(self.decoder, x).masked_fill(begins[..., None, None], 0.0)
         return Before(inputs, states)
 
+    @functools.cached_property
     def begins(self) -> Tensor:
         """Whether a position is the first of its document, bool [B, L]."""
         documents = self.tokens.documents
