@@ -114,7 +114,7 @@ def diagnose_batches(
         exact_loss=loss(exact=True),
         fewer={count: loss(schedule=model.method.schedule(slots=count + 1)) for count in range(thoughts)},
         replaced=_replaced(loss, batches) if thoughts else {},
-        collapse=[_collapse(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
+        collapse=[collapse_of(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
         residual=_residual(model, inputs, end_token),
         attention=seen.attention() if thoughts else [],
         latent_share=share / slots_seen,
@@ -220,7 +220,7 @@ class _Seen(Watch):
         return masses
 
 
-def _collapse(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
+def collapse_of(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
     z = latents.flatten(0, 1).double()
     unit = torch.nn.functional.normalize(z, dim=-1)
     count = len(unit)
