@@ -10,7 +10,6 @@ FOLDER/tensorboard/       the same for TensorBoard
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from latentpt.evaluation.scoring import Forward
 from latentpt.files import write_text
 from latentpt.generation.text import Writer
 from latentpt.run import checkpoint_step
+from latentpt.thoughts.identity import identity
 from latentpt.thoughts.model import LanguageModel
 
 Results = dict[str, dict[str, float]]
@@ -96,19 +96,6 @@ def task_data(asked: str | None) -> Path:
         return Path(asked)
     shared = os.environ.get("LATENTPT_SHARED", Path(__file__).resolve().parents[3] / "shared")
     return Path(shared) / "data" / "eval"
-
-
-def identity(model: LanguageModel, forward: str = "") -> str:
-    """Says which model and which forward answered: a hash of its configuration and of a sample of its weights.
-
-    Every parameter gives its ends and a thousand entries between them; the same on every device.
-    """
-    digest = hashlib.sha256(f"{model.config} {model.thoughts} {forward}".encode())
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        spread = flat[:: max(1, len(flat) // 1000)]
-        digest.update(f"{name} {flat[:8].tolist()} {flat[-8:].tolist()} {spread.tolist()}".encode())
-    return digest.hexdigest()
 
 
 def table(results: Results) -> str:
