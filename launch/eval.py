@@ -4,7 +4,8 @@
     python launch/eval.py --run runs/X --tasks lambada_openai,piqa --limit 200
     python launch/eval.py --model hf/ --data pile=data/pile-validation --diagnostics
 
-Results go to the run's folder (or --output); an interrupted evaluation goes on where it was.
+Results go to the run's folder (or --output), beside what was measured before; an interrupted evaluation goes on where it
+was. Every figure comes with its standard error and the number of items behind it.
 """
 
 import argparse
@@ -38,14 +39,20 @@ def arguments() -> argparse.Namespace:
     held_out.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER",
                           help="shard folder to measure, several allowed (default: the run's validation folders)")  # fmt: skip
     held_out.add_argument(
-        "--samples", type=int, metavar="N", help="samples of each folder, evenly spread (default: all)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="samples of each folder, evenly spread (default: all; --diagnostics: 32)",
     )
     held_out.add_argument(
-        "--length", type=int, metavar="TOKENS", help="tokens of a sample (default: that of the run)"
+        "--length",
+        type=int,
+        metavar="TOKENS",
+        help="tokens of a sample (default: that of the run, or of the run that an export came from, else max_positions)",
     )
 
     held_out.add_argument(
-        "--mask-documents", action="store_true", help="keep documents apart (default: as the run was trained)"
+        "--mask-documents", action="store_true", help="keep documents apart (default: as it was trained)"
     )
 
     tasks = parser.add_argument_group("tasks of lm-eval-harness")
@@ -73,6 +80,7 @@ def main() -> int:
         from latentpt.evaluation.held_out import named_sources
         from latentpt.generation.text import Writer
         from latentpt.hub.source import open_source
+        from latentpt.run.reading import read_reading
 
         source = open_source(args)
         named = [item.partition("=") for item in args.data]
@@ -83,6 +91,11 @@ def main() -> int:
             sources = sources or named_sources(source.run.data.validation)
             args.length = args.length or source.run.data.sequence_length
             args.mask_documents |= source.run.data.mask_documents
+        else:
+            reading = read_reading(args.model)
+            if reading is not None:
+                args.length = args.length or reading.sequence_length
+                args.mask_documents |= reading.mask_documents
         folder = Path(
             args.output or (Path(args.run) / "evaluation" if args.run else f"evaluation/{source.name}")
         )

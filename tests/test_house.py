@@ -18,13 +18,14 @@ LIBRARY = "latentpt"
 
 # room -> the rooms that it may import. Imports run one way:
 # kernels <- modeling <- thoughts <- run <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
-GROUND = {"config", "cpu", "files", "pages", "seeding"}
+GROUND = {"config", "cpu", "files", "intervals", "pages", "seeding"}
 CORE = {*GROUND, "modeling", "thoughts"}
 ROOMS_BELOW = {
     "__init__": {"cpu"},
     "config": set(),
     "cpu": {"files"},
     "files": set(),
+    "intervals": set(),
     "pages": set(),
     "seeding": set(),
     "modeling": GROUND,
