@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -73,38 +73,36 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measure(args: argparse.Namespace) -> None:
+    """Measure and print."""
+    from latentpt.evaluation.command import evaluate
+    from latentpt.evaluation.held_out import named_sources
+    from latentpt.generation.text import Writer
+    from latentpt.hub.source import open_source
+    from latentpt.run.reading import read_reading
+
+    source = open_source(args)
+    named = [item.partition("=") for item in args.data]
+    sources = {name: folder for name, equals, folder in named if equals}
+    if len(sources) < len(named):
+        raise ConfigError("--data is of the form NAME=FOLDER, each name once")
+    if source.run is not None:
+        sources = sources or named_sources(source.run.data.validation)
+        args.length = args.length or source.run.data.sequence_length
+        args.mask_documents |= source.run.data.mask_documents
+    else:
+        reading = read_reading(args.model)
+        if reading is not None:
+            args.length = args.length or reading.sequence_length
+            args.mask_documents |= reading.mask_documents
+    folder = Path(args.output or (Path(args.run) / "evaluation" if args.run else f"evaluation/{source.name}"))
+    writer = Writer(source.model, source.tokenizer()) if args.tasks else None
+    print(evaluate(source.model, writer, folder, sources, args))
+
+
 def main() -> int:
     args = arguments()
-    try:
-        from latentpt.evaluation.command import evaluate
-        from latentpt.evaluation.held_out import named_sources
-        from latentpt.generation.text import Writer
-        from latentpt.hub.source import open_source
-        from latentpt.run.reading import read_reading
-
-        source = open_source(args)
-        named = [item.partition("=") for item in args.data]
-        sources = {name: folder for name, equals, folder in named if equals}
-        if len(sources) < len(named):
-            raise ConfigError("--data is of the form NAME=FOLDER, each name once")
-        if source.run is not None:
-            sources = sources or named_sources(source.run.data.validation)
-            args.length = args.length or source.run.data.sequence_length
-            args.mask_documents |= source.run.data.mask_documents
-        else:
-            reading = read_reading(args.model)
-            if reading is not None:
-                args.length = args.length or reading.sequence_length
-                args.mask_documents |= reading.mask_documents
-        folder = Path(
-            args.output or (Path(args.run) / "evaluation" if args.run else f"evaluation/{source.name}")
-        )
-        writer = Writer(source.model, source.tokenizer()) if args.tasks else None
-        print(evaluate(source.model, writer, folder, sources, args))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: measure(args))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ JSONL.partial until the last one is there, and the same command goes on behind t
 """
 
 import argparse
-import os
 import sys
 import warnings
 
 from latentpt.config import ConfigError
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -83,8 +82,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = arguments()
+def generate(args: argparse.Namespace) -> None:
+    """Continue what was asked for."""
     try:
         from latentpt.generation.command import run
         from latentpt.generation.text import Writer, beginning_token
@@ -96,15 +95,13 @@ def main() -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             run(Writer(source.model, tokenizer, begin), args)
-    except (ConfigError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    return 0
+    except ValueError as error:  # options that do not fit the model
+        raise ConfigError(str(error)) from None
+
+
+def main() -> int:
+    args = arguments()
+    return exit_code(lambda: generate(args))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class ValidationConfig(Section):
     every: int = 500
     """Steps between measurements."""
     samples: int | None = 256
-    """Samples of data.sequence_length tokens measured each time, from the start of the shards; null means all."""
+    """Samples of data.sequence_length tokens of each held-out source, evenly spread over it and the same each time; null means all."""
 
     @model_validator(mode="after")
     def _check(self) -> ValidationConfig:
