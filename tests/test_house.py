@@ -17,7 +17,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LIBRARY = "latentpt"
 
 # room -> the rooms that it may import. Imports run one way:
-# kernels <- modeling <- thoughts <- run <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
+# kernels <- modeling <- thoughts <- run <- generation <- evaluation <- hub <- report <- training <- {finetuning, compare} <- launch.
 GROUND = {"config", "cpu", "files", "intervals", "pages", "seeding"}
 CORE = {*GROUND, "modeling", "thoughts"}
 ROOMS_BELOW = {
@@ -33,9 +33,10 @@ ROOMS_BELOW = {
     "data": GROUND,
     "run": {*CORE, "data"},
     "generation": {*CORE, "data"},
-    "training": {*CORE, "data", "run"},
+    "training": {*CORE, "data", "run", "report"},
     "evaluation": {*CORE, "data", "run", "generation"},
     "hub": {*CORE, "data", "run", "generation", "evaluation"},
+    "report": {*CORE, "data", "run", "generation", "evaluation", "hub"},
     "finetuning": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
     "benchmark": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
     "compare": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import time
 
 from latentpt.compare.plan import differences_table, held_equal
 from latentpt.compare.results import Results
 from latentpt.pages.document import document, picture, texts
 from latentpt.pages.document import table as table_of
+from latentpt.run import RunFolder
+from latentpt.run.provenance import provenance
 
 
 def page(
@@ -16,11 +19,14 @@ def page(
     """The whole page; every piece of text is escaped, the PNGs are inside under their words."""
     comparison = results.plan.comparison
     seeds = ", ".join(map(str, comparison.seeds))
-    sub = f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}"
+    sub = [
+        f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}",
+        *made_with(results),
+    ]
     first, *others = verdict
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(sub)}</p>',
+        f'<p class="sub">{"<br>".join(map(html.escape, sub))}</p>',
         f'<div class="wide">{table}</div>',
         f"<p>{html.escape(note)}</p>",
         f"<p>{html.escape(first)}</p>",
@@ -34,6 +40,17 @@ def page(
         *generated(results),
     ]
     return document(title, sections)
+
+
+def made_with(results: Results) -> list[str]:
+    """When, on what and with what the runs were trained, a line each."""
+    folders = [
+        RunFolder(results.plan.run_folder(arm.name, run.seed)) for arm in results.arms for run in arm.runs
+    ]
+    made = provenance(folders)
+    today = time.strftime("%Y-%m-%d")
+    dates = f"trained {made['trained']}, reported {today}" if "trained" in made else f"reported {today}"
+    return [dates, *(made[name] for name in ("hardware", "versions") if name in made)]
 
 
 def generated(results: Results) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentpt.compare.config import UNITS
-from latentpt.compare.page import page
+from latentpt.compare.page import made_with, page
 from latentpt.compare.plots import draw_costs, draw_finals
 from latentpt.compare.results import ArmResult, Results
 from latentpt.files import write_bytes, write_text
@@ -43,7 +43,8 @@ def write_report(results: Results, unigram: float) -> str:
     pictures = dict(zip(PICTURES.values(), drawn, strict=True))
     write_text(folder / "report.html", page(results, title, table(HEADER, rows), note, judged, pictures))
     shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
-    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *shown]
+    made = "\\\n".join(made_with(results))  # a backslash keeps the lines apart
+    markdown = [f"# {title}", made, markdown_table(HEADER, rows), note, *judged, *shown]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     texts = [
         f"--- {arm.name}: {prompt}{text}"

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from tqdm import tqdm
+
 from latentpt.config import ConfigError, require_at_least
 from latentpt.evaluation.answers import Answers
 from latentpt.evaluation.diagnostics import diagnose, verdict
@@ -114,8 +116,9 @@ class _Evaluation:
         if writer is None:
             raise ConfigError("tasks need a tokenizer; name one with --tokenizer")
         asked, forward = self.asked, self.forwards[0]
-        adapter = make_adapter(writer, asked.batch_size, forward, self.answers)
-        found = run_tasks(adapter, self.task_names, self.data, asked.fewshot, asked.limit, asked.online)
+        with tqdm(desc="tasks", unit="request", leave=False, disable=None) as progress:
+            adapter = make_adapter(writer, asked.batch_size, forward, self.answers, progress.update)
+            found = run_tasks(adapter, self.task_names, self.data, asked.fewshot, asked.limit, asked.online)
         for name, figures in found.items():
             yield self.measured(
                 name, figures, forward=forward, fewshot=asked.fewshot, limit=asked.limit, online=asked.online

@@ -87,7 +87,7 @@ def make_adapter(
     batch_size: int,
     forward: Forward,
     answers: Answers,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> Any:
     """An lm-eval model that asks ours; `report(n)` hears of n answered requests."""
     from lm_eval.api.model import TemplateLM

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from tqdm import tqdm
 
 from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.data.errors import DataError
@@ -63,12 +64,18 @@ def held_out_loss(
     end = dataset.eod_id if mask_documents else None
     nats: list[float] = []
     tokens: list[float] = []
+    total = min(limit or dataset.num_samples, dataset.num_samples)
+    progress = tqdm(
+        total=total, desc=f"{Path(source).name}, {forward}", unit="sample", leave=False, disable=None
+    )
     for number, batch in enumerate(validation_batches(dataset, batch_size, limit)):
         key = answers.key("samples", str(source), length, forward, end, number, _fingerprint(batch))
         if key not in answers:
             answers.add([(key, sample_losses(model, batch, forward == "exact", end).tolist())])
         found, counts = answers[key]
         nats, tokens = nats + found, tokens + counts
+        progress.update(len(batch))
+    progress.close()
     return HeldOut(ratio_of(nats, tokens), int(sum(tokens)), bytes_per_token(Path(source)))
 
 

@@ -209,6 +209,8 @@ class MonitorConfig(Section):
     """Steps between lines of metrics.jsonl (and of the console where it is no terminal)."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder."""
+    report: bool = True
+    """When the training ends or stops write the page about the run, report.html; `launch/report.py` makes it at any time."""
     peak_tflops: float | None = None
     """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""
 

@@ -145,4 +145,4 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    folder.describe_run(config, name)
+    folder.describe_run(config, name, dist.get_world_size())
