@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -72,6 +72,16 @@ class Clock:
         self._since, self._running = time.perf_counter(), True
 
 
+CONSOLE = "the console"
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Monitor:
     """Writes what one rank measures. Use as a context manager.
 
@@ -105,7 +115,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
-        with self._writing("the console"):
+        with self._writing(CONSOLE):
             if self._bar is not None:
                 self._bar.write(text)
             else:
@@ -114,7 +124,7 @@ class Monitor:
     def advance(self) -> None:
         """One step is done."""
         if self._bar is not None:
-            with self._writing("the console"):
+            with self._writing(CONSOLE):
                 self._bar.update()
 
     @contextlib.contextmanager
@@ -125,6 +135,8 @@ class Monitor:
         except (OSError, ValueError) as error:  # ValueError: the file is closed
             if where not in self._failed:
                 self._failed.add(where)
+                if where == CONSOLE:  # whatever is still to come, Python's last flush too, would fail again
+                    _to_nowhere(sys.stdout)
                 with contextlib.suppress(OSError, ValueError):
                     print(
                         f"warning: {where} cannot be written ({error}); the training goes on",
@@ -142,7 +154,7 @@ class Monitor:
                 if isinstance(value, int | float) and name not in ("step", "tokens", "seconds"):
                     self._events.add_scalar(f"{values['kind']}/{name}", value, values["step"])
         if self._bar is not None and values["kind"] == "train":
-            with self._writing("the console"):
+            with self._writing(CONSOLE):
                 self._bar.set_postfix_str(_summary(values))
         else:
             self.say(self._line(values))
