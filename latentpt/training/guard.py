@@ -15,7 +15,7 @@ import torch.distributed as dist
 from latentpt.config import ConfigError
 
 # In the order of precedence when ranks report different reasons in the same step.
-REASONS = (None, "file STOP", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
+REASONS = (None, "file STOP", "end of the launcher", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
 
 
 class StopSignals:
@@ -54,6 +54,10 @@ class StopSignals:
         self._flag = max(self._flag, REASONS.index(signal.Signals(number).name))
         if number == signal.SIGINT:  # whoever presses Ctrl-C again does not want to wait for the state
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def orphaned(self) -> None:
+        """The launcher has ended: stop as if it had said so. May be called by any thread."""
+        self._flag = max(self._flag, REASONS.index("end of the launcher"))
 
     def reason(self) -> str | None:
         """Call once after every step, on every rank: why to stop now, the same on all ranks, or None."""

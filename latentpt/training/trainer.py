@@ -48,6 +48,7 @@ from latentpt.training.origin import (
     hold,
     prepare_folder,
 )
+from latentpt.training.watchdog import Watchdog
 
 
 def train(
@@ -191,6 +192,9 @@ class Trainer:
         folder = self.config.folder
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals(folder.stop_file))
+            settings = self.config.training
+            watchdog = Watchdog(settings.silence, settings.patience, signals.orphaned)
+            self.mark = stack.enter_context(watchdog).mark
             if self.rank == 0:
                 events = folder.tensorboard if monitor.tensorboard else None
                 self.monitor = stack.enter_context(
@@ -239,6 +243,7 @@ class Trainer:
         batches = [next(stream) for _ in range(engine.accumulation)]
         targets = self.targets_per_micro_batch(batches)
         for batch in batches:
+            self.mark(f"step {progress.step + 1}")
             tokens = batch.to(self.device, non_blocking=True)
             nats = engine.accumulate(tokens, schedule, measured, self.end_token, targets)
             loss += nats.float() / engine.accumulation
@@ -367,6 +372,7 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for _ in range(-(-samples // (micro * self.world))):
             # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
+            self.mark(f"validation after step {self.progress.step}")
             batch = next(batches, None)
             used = [filler if batch is None else batch]
             measured = self.engine.call(summed_loss, used, False, self.end_token)
@@ -380,6 +386,7 @@ class Trainer:
         Older ones are removed once it is written, but not while the training may be diverging: one of them is then where
         to go on from.
         """
+        self.mark(f"checkpoint of step {self.progress.step}")
         if self.losses:
             self.read_losses()
         self.progress.seconds = self.clock.seconds
