@@ -4,7 +4,8 @@
     python launch/pretrain.py --config ...                 one process, no launcher
 
 A training whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the
-state saved after the current step, with exit code 0. Exit code 1: diverged, 2: input that cannot work.
+state saved after the current step, with exit code 0; so do SIGINT and, without nohup, SIGHUP. Exit code 1: diverged, 2: input
+that cannot work.
 """
 
 import argparse
@@ -35,6 +36,12 @@ def main() -> int:
     start.add_argument(
         "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
     )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="go on from the checkpoint of step N; later ones are set aside"
+    )
+    parser.add_argument(
+        "--other-data", action="store_true", help="go on although the data are not those it was begun with"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     arguments = parser.parse_intermixed_args()
     return exit_code(lambda: pretrain(arguments))
@@ -48,7 +55,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
         return
     from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
 
-    train(config, "resume" if arguments.resume else "fresh" if arguments.fresh else "auto")
+    start = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
+    train(config, start, arguments.step, arguments.other_data)
 
 
 if __name__ == "__main__":

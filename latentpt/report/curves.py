@@ -76,7 +76,9 @@ def draw_losses(axes: Axes, trained: Lines, measured: Lines) -> None:
 
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Running mean over a fiftieth of the curve, at least 5 points where there are so many, gaps left out."""
-    width = max(min(5, len(values)), len(values) // 50)
+    width = max(1, min(5, len(values)), len(values) // 50)
+    if not len(values):
+        return values
     there = np.isfinite(values)
     window = np.ones(width)
     sums = np.convolve(np.where(there, values, 0.0), window, mode="full")[: len(values)]
