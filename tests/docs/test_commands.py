@@ -208,6 +208,15 @@ def test_the_documents_hold_the_commands_that_a_reader_needs():
     assert len(read_commands(ROOT / "README.md")) >= 10
 
 
+def test_messages_about_missing_packages_name_a_command_that_installs_them():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [path for room in ("latentpt", "data_prep", "launch") for path in (ROOT / room).rglob("*.py")]
+    said = {path: re.findall(r"install (?:-|latentpt).*", path.read_text()) for path in sources}
+    found = [(path.name, line) for path, lines in said.items() for line in lines]
+    wanted = {line: re.match(r"install -c constraints\.txt -e '\.\[(\w+)\]'", line) for _, line in found}
+    assert len(found) >= 5 and not [line for line, fits in wanted.items() if not fits or fits[1] not in extras]
+
+
 WRONG = """
     python launch/pretrain.py --config configs/demo.yaml optimizer.lrr=1
     python launch/pretrain.py --config configs/demo.yaml --colour red
