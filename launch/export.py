@@ -10,8 +10,7 @@ AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 import argparse
 import sys
 
-from latentpt.config import ConfigError
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -35,14 +34,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    try:
+
+    def export() -> None:
         from latentpt.hub.publish import publish
 
         print(publish(args))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(export)
 
 
 if __name__ == "__main__":

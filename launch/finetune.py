@@ -9,16 +9,16 @@
     python launch/finetune.py --build task=symbolic_prosqa output=data/symbolic rows=[10000,300,500]
 
 A run whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the state
-saved after the current step, with exit code 0. The best checkpoint lies in FOLDER/best.
+saved after the current step, with exit code 0. Exit code 1: diverged, 2: input that cannot work. The best checkpoint lies
+in FOLDER/best.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError, describe, load_config, require_at_least, to_yaml
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -82,44 +82,40 @@ def use(asked: argparse.Namespace) -> str:
     return measure(asked.ask, asked.data, None, 64, asked.max_new_tokens)
 
 
-def main() -> int:
-    asked = arguments()
-    try:
-        if asked.build:
-            from latentpt.finetuning import building
+def do(asked: argparse.Namespace) -> None:
+    """What was asked for."""
+    if asked.build:
+        from latentpt.finetuning import building
 
-            for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
-                print(path)
-            return 0
-        if asked.ask is not None or asked.export is not None:
-            print(use(asked))
-            return 0
-        if asked.suite is not None:
-            from latentpt.finetuning.suite import SuiteConfig, run_suite
+        for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
+            print(path)
+    elif asked.ask is not None or asked.export is not None:
+        print(use(asked))
+    elif asked.suite is not None:
+        from latentpt.finetuning.suite import SuiteConfig, run_suite
 
-            print(run_suite(load_config(SuiteConfig, asked.suite, asked.overrides), Path(__file__).resolve()))
-            return 0
-        if asked.report is not None:
-            from latentpt.finetuning.report import report
+        print(run_suite(load_config(SuiteConfig, asked.suite, asked.overrides), Path(__file__).resolve()))
+    elif asked.report is not None:
+        from latentpt.finetuning.report import report
 
-            require_at_least(asked, rows=2)
-            found, page = report(asked.report, asked.data, asked.rows)
-            print(f"{found.verdict}\n{page}")
-            return 0
+        require_at_least(asked, rows=2)
+        found, page = report(asked.report, asked.data, asked.rows)
+        print(f"{found.verdict}\n{page}")
+    else:
         from latentpt.finetuning.config import load_finetune_config
 
         config = load_finetune_config(asked.config, asked.overrides)
         if asked.print_config:
             print(to_yaml(config), end="")
-            return 0
+            return
         from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
 
         finetune(config, "resume" if asked.resume else "fresh" if asked.fresh else "auto")
-    except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+
+def main() -> int:
+    asked = arguments()
+    return exit_code(lambda: do(asked))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@
     python launch/pretrain.py --config ...                 one process, no launcher
 
 A training whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the
-state saved after the current step, with exit code 0; so do SIGINT and, without nohup, SIGHUP.
+state saved after the current step, with exit code 0; so do SIGINT and, without nohup, SIGHUP. Exit code 1: diverged, or ended by
+a silent rank; 2: input that cannot work.
 """
 
 import argparse
-import os
 import sys
 
-from latentpt.config import ConfigError, describe, to_yaml
-from latentpt.data.errors import DataError
+from latentpt.config import describe, to_yaml
 from latentpt.run import RunConfig, load_run_config
+from latentpt.run.exits import exit_code
 
 
 def main() -> int:
@@ -44,20 +44,19 @@ def main() -> int:
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     arguments = parser.parse_intermixed_args()
-    try:
-        config = load_run_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
+    return exit_code(lambda: pretrain(arguments))
 
-        start = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
-        train(config, start, arguments.step, arguments.other_data)
-    except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """Do what was asked for."""
+    config = load_run_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return
+    from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
+
+    start = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
+    train(config, start, arguments.step, arguments.other_data)
 
 
 if __name__ == "__main__":

@@ -167,4 +167,5 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    folder.describe_run(config, name, checkpoints.step_of(origin) if origin is not None else 0)
+    done = checkpoints.step_of(origin) if origin is not None else 0
+    folder.describe_run(config, name, dist.get_world_size(), done)

@@ -50,6 +50,9 @@ from latentpt.training.origin import (
 )
 from latentpt.training.watchdog import Watchdog
 
+WRITING_PARAMETERS = 1_000_000_000
+"""Most parameters of a model that is loaded once more, on the CPU, to write texts for the page; launch/report.py does for any."""
+
 
 def train(
     config: RunConfig, start: Start = "auto", step: int | None = None, other_data: bool = False
@@ -214,6 +217,7 @@ class Trainer:
                 self.after_step(loss, lr, schedule)
                 reason = signals.reason()
             self.finish(reason)
+            self.report()
         return self.progress
 
     def stream(self) -> BatchStream:
@@ -432,6 +436,15 @@ class Trainer:
             "validation_loss": final.get("validation"),
         }
         write_text(folder.summary, json.dumps(values, indent=1) + "\n")
+
+    def report(self) -> None:
+        """The page about the run, with texts of its model once it has come to its end."""
+        if self.monitor is None or not self.config.monitor.report:
+            return
+        from latentpt.report import report  # its drawings take a second to import
+
+        writes = self.progress.step == self.total and self.parameters <= WRITING_PARAMETERS
+        self.monitor.say(f"page: {report(self.config.folder.path, write=writes)}")
 
     @property
     def parameters(self) -> int:
