@@ -3,6 +3,7 @@
     python launch/generate.py --run runs/X --prompt 'Once upon a time' --temperature 0.8
     python launch/generate.py --model hf/ --file prompts.jsonl --output texts.jsonl --max-new-tokens 200
     python launch/generate.py --run runs/X                       a conversation, when started on a terminal
+    python launch/generate.py --run runs/FINETUNED --prompt 'a question'     its latents are thought, greedily
 
 --file takes one JSON object a line with a "prompt" and perhaps a "seed"; the same lines come out with a "text", and with
 --show-thoughts also with "thoughts".
@@ -76,10 +77,14 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     try:
+        from latentpt.finetuning import commands
         from latentpt.generation.command import run
         from latentpt.generation.text import Writer
         from latentpt.hub.source import open_source
 
+        if commands.is_finetuned(args):
+            commands.generate(args)
+            return 0
         source = open_source(args)
         run(Writer(source.model, source.tokenizer()), args)
     except (ConfigError, DataError, ValueError) as error:

@@ -88,13 +88,16 @@ def write_symbol_tokenizer(path: Path, symbols: int) -> None:
 
 
 def write_sentence_tokenizer(path: Path) -> None:
-    """A tokenizer.json for ProsQA's sentences, two tokens each: "Every lempus" and " is a yumpus."."""
-    subjects = [*NAMES, *(f"Every {concept}" for concept in CONCEPTS)]
-    words = ["\n", "###", "?", *subjects, *(f" {subject}" for subject in subjects)]
-    words += [f" Is {name}" for name in NAMES]
+    """A tokenizer.json for ProsQA's sentences, two tokens each: "Every lempus" and " is a yumpus.".
+
+    The space between sentences belongs to neither, so that a subject is one token wherever it stands.
+    """
+    words = ["\n", "###", "Is", "?", *NAMES, *(f"Every {concept}" for concept in CONCEPTS)]
     words += [text.format(concept) for text in (" is a {}.", " a {}", " or {}") for concept in CONCEPTS]
-    pattern = r" ?Every [a-z]+| is a [a-z]+\.| Is [A-Z][a-z]+| (?:a|or) [a-z]+| ?[A-Z][a-z]+|\?|\n|###"
-    _write_tokenizer(path, words, [(pattern, "isolated")], decoder=decoders.Fuse())
+    pattern = r"Every [a-z]+| is a [a-z]+\.| (?:a|or) [a-z]+|[A-Z][a-z]+|\?|\n|###"
+    splits = [(r" (?=[A-Z])", "removed"), (pattern, "isolated")]
+    decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("###", "### ")])
+    _write_tokenizer(path, words, splits, decoder)
 
 
 def _write_tokenizer(

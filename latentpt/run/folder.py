@@ -16,12 +16,13 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from latentpt.config import Section, to_yaml
+from latentpt.config import Section, load_config, to_yaml
 from latentpt.files import write_text
 
 PACKAGES = (
@@ -81,6 +82,27 @@ class RunFolder:
         """Write config.yaml and versions.json."""
         write_text(self.config, to_yaml(config))
         write_text(self.versions, json.dumps(versions() | {"device": device}, indent=1) + "\n")
+
+
+class FolderConfig(Section):
+    """A configuration whose training keeps everything in one folder."""
+
+    output: str = ""
+    """Folder of the run; empty means runs/ and the name of the configuration file."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps everything."""
+        return RunFolder(Path(self.output))
+
+
+F = TypeVar("F", bound=FolderConfig)
+
+
+def load_folder_config(kind: type[F], path: str | Path, overrides: Iterable[str] = ()) -> F:
+    """Load a configuration and name its folder; raises ConfigError, see `latentpt.config.load_config`."""
+    config = load_config(kind, path, overrides)
+    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
 
 
 def versions() -> dict[str, Any]:

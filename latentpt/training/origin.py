@@ -3,33 +3,77 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from latentpt.config import ConfigError, differences
-from latentpt.data.identity import check_identity, data_identity
+from latentpt.data.identity import check_identity
 from latentpt.files import LOCK, exclusive
-from latentpt.run import RunConfig, checkpoints, cut_metrics
+from latentpt.run import checkpoints, cut_metrics
+from latentpt.run.command import Start
+from latentpt.run.folder import FolderConfig
 from latentpt.training import checkpoint
 
 T = TypeVar("T")
-Start = Literal["auto", "resume", "fresh"]
-"""auto: from the latest checkpoint if there is one; resume: there must be one; fresh: anew, setting the folder aside."""
-
-# A resumed training must go on with these as they were, or it would not be the same training.
-FIXED = ("seed", "model.", "data.sequence_length")
 
 
-def find_origin(config: RunConfig, start: Start) -> Path | None:
+@dataclass
+class Claim:
+    """A run's folder in the hands of one training: looked at, not touched until `make_ready`."""
+
+    config: FolderConfig
+    start: Start
+    origin: Path | None
+    """The checkpoint from which the training continues, None for a new one."""
+    there: bool
+    held: ExitStack
+
+    def make_ready(self, device: torch.device) -> None:
+        """Write what a training from `origin` begins with, now that there is nothing left to refuse; collective."""
+        folder = self.config.folder.path
+        dist.barrier()  # every rank has seen the folder as it was
+        if not self.there:
+            hold(folder, self.held)
+        if dist.get_rank() == 0:
+            prepare_folder(self.config, self.origin, self.start, device)
+        dist.barrier()
+        if self.there and self.start == "fresh":  # the old folder's lock went with it
+            self.held.close()
+            hold(folder, self.held)
+
+
+@contextmanager
+def claimed(
+    config: FolderConfig, start: Start, fixed: Sequence[str], data: Mapping[str, str]
+) -> Iterator[Claim]:
+    """Keep a run's folder for this training while the block runs; collective.
+
+    Raises ConfigError, on every rank, where ranks were started differently, another training is in the folder, or for what
+    `find_origin` refuses.
+    """
+    check_alike(config)
+    folder = config.folder.path
+    with ExitStack() as held:
+        there = from_rank_0(folder.exists())
+        if there:
+            hold(folder, held)
+        yield Claim(config, start, find_origin(config, start, fixed, data), there, held)
+
+
+def find_origin(
+    config: FolderConfig, start: Start, fixed: Sequence[str] = (), data: Mapping[str, str] | None = None
+) -> Path | None:
     """The checkpoint from which the training continues, None for a new one; collective.
 
     One rank looks for it, since another may see a stale listing of a shared folder, and all together verify its files. A
-    damaged one is named on stderr and the one before it taken.
+    damaged one is named on stderr and the one before it taken. `fixed` are beginnings of keys that must be as they were, or
+    it would not be the same training; `data` is what the training reads now, see `latentpt.data.identity`.
 
     Raises:
         ConfigError: `start` cannot be met, no checkpoint is intact, or the one there is belongs to another training.
@@ -45,14 +89,14 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
         return None
     origin = newest_intact(saved)
     for key, old, new in changes(config, origin):
-        if key.startswith(FIXED):
+        if key.startswith(tuple(fixed)):
             raise ConfigError(
                 f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; "
                 "choose another output folder, or set the old one aside with --fresh"
             )
     begun_with = checkpoints.read_meta(origin).progress.data
-    if begun_with:
-        check_identity(begun_with, data_identity(config.data))
+    if begun_with and data is not None:
+        check_identity(begun_with, data)
     return origin
 
 
@@ -78,7 +122,7 @@ def newest_intact(saved: Sequence[Path]) -> Path:
     )
 
 
-def check_alike(config: RunConfig) -> None:
+def check_alike(config: FolderConfig) -> None:
     """Refuse ranks that were started with different configurations, on all of them alike; collective."""
     for rank, other in enumerate(from_all(config.model_dump(mode="json"))):
         if rank == 0:
@@ -121,13 +165,13 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
+def changes(config: FolderConfig, origin: Path) -> list[tuple[str, Any, Any]]:
     """Keys of the configuration that differ from those of a checkpoint, with its value and the new one."""
     before = checkpoints.read_meta(origin).config
     return list(differences(before, config.model_dump(mode="json")))
 
 
-def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
+def prepare_folder(config: FolderConfig, origin: Path | None, start: Start, device: torch.device) -> None:
     """Make the run's folder ready for a training from `origin`; one rank calls it."""
     folder = config.folder
     if start == "fresh" and folder.path.exists() and [path.name for path in folder.path.iterdir()] != [LOCK]:

@@ -326,7 +326,8 @@ def test_every_step_has_its_moment():
     assert plan.steps == 2 * 3 + 4 and plan.epochs == 3
     assert [moment.epoch for moment in moments] == [0] * 3 + [1] * 3 + [2] * 4
     assert [moment.step_in_stage for moment in moments] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
-    assert [step for step in range(plan.steps) if plan.ends_epoch(step)] == [2, 5, 9]
+    assert [step for step, moment in enumerate(moments) if moment.ends_epoch] == [2, 5, 9]
+    assert [step for step, moment in enumerate(moments) if moment.ends_stage] == [5, 9]
 
 
 # ------------------------------------------------------------------------------------------------------ answers
@@ -373,9 +374,10 @@ def test_sentences_are_two_tokens_each_and_pieces_concatenate(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     pieces = ["Bob is a lempus. Every lempus is a yumpus. Is Bob a yumpus or hilpus?\n", "Bob is a lempus.\n", "### Bob is a yumpus."]  # fmt: skip
     ids = [tokenizer.encode(piece) for piece in pieces]
-    assert [len(some) for some in ids] == [9, 3, 3]
+    assert [len(some) for some in ids] == [10, 3, 3]
     assert [token for some in ids for token in some] == tokenizer.encode("".join(pieces))
-    assert [tokenizer.decode(some) for some in ids] == pieces
+    assert [tokenizer.decode(some) for some in ids[1:]] == pieces[1:]
+    assert tokenizer.decode(ids[0]) == pieces[0].replace(". ", ".").replace("Is Bob", "IsBob")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not at hand")
@@ -385,8 +387,9 @@ def test_the_sentences_of_the_released_rows_have_no_unknown_words(file, tmp_path
     tokenizer = load_tokenizer(tmp_path)
     for example in read_examples(SHARED / "prosqa" / file):
         question, steps, answer = coconut_wording(example)
-        text = "".join([question, *steps, answer])
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.token_id("<unk>") not in tokenizer.encode(question)
+        for text in (*steps, answer):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 # ------------------------------------------------------------------------------------------------------ configurations

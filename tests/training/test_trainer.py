@@ -101,8 +101,8 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(text, tmp_path, monk
     config = tiny_run(tmp_path / "run", text)
     log = Trainer.log
 
-    def interrupt(self, *arguments):
-        log(self, *arguments)
+    def interrupt(self, *arguments, **values):
+        log(self, *arguments, **values)
         if self.progress.step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
 
