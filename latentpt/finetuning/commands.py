@@ -128,7 +128,8 @@ def evaluate(arguments: argparse.Namespace) -> str:
     questions = {name: path for name, path in sources.items() if name not in plain}
     if not sources and not arguments.tasks and not arguments.diagnostics:
         questions = own_questions(folder_of(arguments))
-    folder = Path(arguments.output or Path(folder_of(arguments)) / "evaluation")
+    beside = f"evaluation/{Path(arguments.model).resolve().name}" if arguments.model else None
+    folder = Path(arguments.output or beside or f"{arguments.run}/evaluation")
     told, kept = [], {}
     for name, path in questions.items():
         found = measure(model, path, arguments.samples, arguments.max_new_tokens, arguments.batch_size)

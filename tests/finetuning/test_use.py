@@ -60,9 +60,10 @@ def test_evaluation_measures_the_runs_own_questions_or_those_named(run, told, tm
     assert few.startswith("few: accuracy") and "of 5)" in few
 
 
-def test_an_export_is_generated_from_and_evaluated_like_its_run(run, told, tmp_path):
+def test_an_export_is_generated_from_and_evaluated_like_its_run(run, told, tmp_path, monkeypatch):
     folder, data = run
     hf = tmp_path / "hf"
+    monkeypatch.chdir(tmp_path)  # where the evaluation of a model goes
     code, *_ = told("export", "--run", folder, "--output", hf, "--name", "Sums")
     assert code == 0 and "# Sums" in (hf / "README.md").read_text()
     ask_it = ("--prompt", "4 + 4 - 1", "--max-new-tokens", 12)
@@ -71,3 +72,4 @@ def test_an_export_is_generated_from_and_evaluated_like_its_run(run, told, tmp_p
     assert code == 2 and "names no questions; name a file of them with --data NAME=FILE" in why
     code, found, _ = told("eval", "--model", hf, "--data", f"sums={data / 'test.jsonl'}")
     assert code == 0 and found.startswith("sums: accuracy")
+    assert (tmp_path / "evaluation" / "hf" / "questions.json").is_file()
