@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import Section, load_config
+from latentpt.config import Positive, Section
 from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.fills import Kind
 from latentpt.modeling.config import ModelConfig
-from latentpt.run import RunFolder
+from latentpt.run.folder import FolderConfig, load_folder_config
 from latentpt.run.sections import (
     CheckpointConfig,
     LearningRateConfig,
@@ -118,6 +118,8 @@ class LtStage(Section):
     """Passes over the training questions."""
     batch: int | None = None
     """Questions per step; null means training.batch."""
+    lr: float | None = None
+    """Learning rate; null means optimizer.lr."""
     fill: Kind | None = None
     """What latents read; null: plain text without latents."""
     tau: float = 0.7
@@ -221,6 +223,10 @@ class TuningConfig(Section):
     """Recompute each block in the backward pass instead of keeping its activations."""
     max_skipped: int = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
+    silence: Positive = 120.0
+    """Seconds without a sign of life of a rank after which the training ends and names it."""
+    patience: Positive = 1800.0
+    """Seconds without progress on any rank after which the training counts as hung and ends."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adaptation."""
 
@@ -242,11 +248,9 @@ class AnswerConfig(Section):
     """Measurements that may decide which checkpoint is best."""
 
 
-class FinetuneConfig(Section):
+class FinetuneConfig(FolderConfig):
     """Everything that decides a fine-tuning."""
 
-    output: str = ""
-    """Folder of the run; empty means runs/ and the name of the configuration file."""
     seed: int = 0
     """Decides fresh weights, order of questions, drawn stages and inserted latents."""
     mode: Mode
@@ -302,11 +306,6 @@ class FinetuneConfig(Section):
         return self
 
     @property
-    def folder(self) -> RunFolder:
-        """Where the run keeps everything."""
-        return RunFolder(Path(self.output))
-
-    @property
     def extraction(self) -> Extraction:
         """How answers are read."""
         return self.answers.extraction or ("last_number" if self.mode == "lt_tuning" else "after_hash")
@@ -314,5 +313,4 @@ class FinetuneConfig(Section):
 
 def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
     """Load a configuration; raises ConfigError, see `latentpt.config.load_config`."""
-    config = load_config(FinetuneConfig, path, overrides)
-    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
+    return load_folder_config(FinetuneConfig, path, overrides)

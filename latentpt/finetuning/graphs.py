@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from latentpt.finetuning.examples import Example
 
-NAMES = ("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren")  # fmt: skip
+NAMES = ("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren")  # fmt: skip
 CONCEPTS = tuple(f"{stem}pus" for stem in (
-    "bom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem",
+    "bom", "boom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem",
     "lor", "num", "quim", "rem", "rom", "ror", "scrom", "shum", "ster", "stor", "ter", "tim", "tum", "vum", "wor",
     "wum", "yer", "yim", "yum", "zhor", "zum",
 ))  # fmt: skip

@@ -101,7 +101,7 @@ def draw_norms(axes: Axes, trained: Lines) -> None:
     x, norms = points(trained, "grad_norm")
     axes.plot(x, norms, color=COLOURS[0], linewidth=1.2)
     _, skipped = points(trained, "skipped")
-    more = np.flatnonzero(np.diff(skipped, prepend=0.0) > 0) if len(skipped) == len(x) else []
+    more = np.flatnonzero(np.diff(skipped, prepend=0.0) > 0) if len(skipped) == len(x) else np.empty(0, int)
     if len(more):
         axes.plot(x[more], np.zeros(len(more)), "x", color="#c44", label="steps skipped")
         axes.legend()

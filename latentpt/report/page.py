@@ -106,10 +106,10 @@ def thoughts_in_words(config: RunConfig) -> str:
 
 def changed(config: RunConfig) -> dict[str, str]:
     """Options that are not at their defaults, by dotted key."""
-    defaults = RunConfig.model_construct(training=None).model_dump(mode="json")
-    plain = type(config.training).model_construct().model_dump(mode="json")
+    plain = type(config.training).model_construct()  # has no defaults for its length
+    defaults = RunConfig.model_construct(training=plain).model_dump(mode="json")
     mine = config.model_dump(mode="json")
-    found = {key: value for key, _, value in differences(defaults | {"training": plain}, mine)}
+    found = {key: value for key, _, value in differences(defaults, mine)}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
