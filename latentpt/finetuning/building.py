@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from latentpt.config import Section
+from latentpt.config import Count, Section
 from latentpt.finetuning.examples import Example, write_examples
 from latentpt.finetuning.graphs import CONCEPTS, NAMES, NODES, draw_graph, in_sentences, in_symbols
 
@@ -26,18 +27,29 @@ class BuildConfig(Section):
     """prosqa: in sentences; symbolic_prosqa: the same graphs in numbers; arithmetic: sums step by step."""
     output: str
     """Folder to write train.jsonl, validation.jsonl, test.jsonl and tokenizer.json into."""
-    rows: tuple[int, int, int] = (17_886, 300, 500)
+    rows: tuple[Count, Count, Count] = (17_886, 300, 500)
     """Rows of training, validation and test."""
     seed: int = 0
     """Decides every row."""
     matched: bool = True
     """ProsQA: both options equally far from the entities (no shortcut); false makes rows like the released ones."""
-    nodes: int = NODES
+    nodes: Count = NODES
     """ProsQA: nodes a graph begins with."""
-    hops: tuple[int, int] = (3, 6)
+    hops: tuple[Count, Count] = (3, 6)
     """ProsQA: least and most steps from the asked entity to the answer; arithmetic: least and most operations."""
-    symbols: int = 30
+    symbols: Count = 30
     """symbolic_prosqa: numbers that name nodes, at least `nodes`; arithmetic: results are taken modulo this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BuildConfig:
+        if self.hops[0] > self.hops[1]:
+            raise ValueError(f"hops = {list(self.hops)} must be the least and the most, in this order")
+        room = {"prosqa": len(CONCEPTS), "symbolic_prosqa": self.symbols, "arithmetic": self.nodes}[self.task]
+        if self.nodes > room:
+            raise ValueError(
+                f"nodes = {self.nodes} are more than there are names for; the nearest value that works is {room}"
+            )
+        return self
 
 
 def build_examples(config: BuildConfig, part: str, count: int) -> list[Example]:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentpt.config import ConfigError
+from latentpt.config import ConfigError, nearest_divisor
 from latentpt.data.errors import DataError
 from latentpt.files import write_bytes, write_text
 from latentpt.finetuning.accuracy import answer
@@ -89,8 +89,7 @@ def accumulation(config: FinetuneConfig, world: int) -> int:
 def _micro_batches(batch: int, micro: int, world: int) -> int:
     """batch / (micro world)."""
     if batch % (micro * world):
-        fitting = [size for size in range(1, batch + 1) if batch % (size * world) == 0]
-        near = min(fitting, key=lambda size: abs(size - micro), default=None)
+        near = nearest_divisor(batch // world, micro) if batch % world == 0 else None
         way_out = (
             f"training.micro_batch = {near}" if near else f"training.batch = {max(1, batch // world) * world}"
         )

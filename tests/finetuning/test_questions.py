@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentpt.config import build, load_config
+from latentpt.config import ConfigError, build, load_config
 from latentpt.data.errors import DataError
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.finetuning.answers import is_right
@@ -76,6 +76,25 @@ def test_rows_depend_on_seed_part_and_index_alone():
     config = BuildConfig(task="symbolic_prosqa", output="", nodes=10, hops=(2, 2), symbols=12)
     assert build_examples(config, "train", 4)[:2] == build_examples(config, "train", 2)
     assert build_examples(config, "train", 2) != build_examples(config, "test", 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hops": (4, 3)}, r"hops = \[4, 3\] must be the least and the most"),
+        ({"nodes": 31}, "the nearest value that works is 30"),
+        ({"rows": (0, 1, 1)}, "a whole number of at least 1.*got 0"),
+    ],
+)
+def test_data_sets_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(BuildConfig, {"task": "symbolic_prosqa", "output": "x", **values})
+
+
+def test_a_graph_that_does_not_exist_is_not_searched_for_ever(monkeypatch):
+    monkeypatch.setattr("latentpt.finetuning.graphs.DRAWS", 50)
+    with pytest.raises(ConfigError, match="none of 50 graphs of 3 nodes has an answer 9 to 9 hops away"):
+        draw_graph(random.Random(0), 3, hops=(9, 9))
 
 
 def test_sums_are_right():
