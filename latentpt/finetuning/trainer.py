@@ -334,9 +334,8 @@ class FineTuner(Loop[FinetuneConfig]):
         """Accuracies."""
         return {"best_validation_accuracy": self.best, "test": self.test()}
 
-    def finish(self, reason: str | None) -> None:
-        """And make the page that says whether the latents did anything."""
-        super().finish(reason)
+    def conclude(self) -> None:
+        """The page that says whether the latents did anything."""
         if self.rank == 0 and self.progress.step == self.total:
             found, page = report(self.config.folder.path)
             self.say(f"{found.verdict} See {page}")
@@ -351,6 +350,7 @@ class FineTuner(Loop[FinetuneConfig]):
         reasoner.to(self.device)
         settings, found = self.config.answers, {}
         for name, path in self.config.data.test.items():
+            self.mark(f"test {name}")
             questions, notes = usable_questions(
                 self.config, path, None, f"data.test.{name}", tokenizer, self.plan.stages, recipe, []
             )

@@ -75,8 +75,10 @@ def draw_losses(axes: Axes, trained: Lines, measured: Lines) -> None:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the curve, at least 5 points where there are so many, gaps left out."""
-    width = max(min(5, len(values)), len(values) // 50)
+    """Running mean over a fiftieth of the curve, gaps left out; a short curve stays as it is."""
+    width = max(1, len(values) // 50)
+    if not len(values):
+        return values
     there = np.isfinite(values)
     window = np.ones(width)
     sums = np.convolve(np.where(there, values, 0.0), window, mode="full")[: len(values)]
@@ -101,7 +103,7 @@ def draw_norms(axes: Axes, trained: Lines) -> None:
     x, norms = points(trained, "grad_norm")
     axes.plot(x, norms, color=COLOURS[0], linewidth=1.2)
     _, skipped = points(trained, "skipped")
-    more = np.flatnonzero(np.diff(skipped, prepend=0.0) > 0) if len(skipped) == len(x) else np.empty(0, int)
+    more = np.flatnonzero(np.diff(skipped, prepend=0.0) > 0)
     if len(more):
         axes.plot(x[more], np.zeros(len(more)), "x", color="#c44", label="steps skipped")
         axes.legend()

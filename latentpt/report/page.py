@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentpt.config import differences, to_yaml
+from latentpt.config import options, to_yaml
 from latentpt.evaluation.results import Measurement, number, said
 from latentpt.pages.document import document, facts, picture, table, texts
 from latentpt.pages.tables import quantity
@@ -106,11 +106,21 @@ def thoughts_in_words(config: RunConfig) -> str:
 
 def changed(config: RunConfig) -> dict[str, str]:
     """Options that are not at their defaults, by dotted key."""
-    plain = type(config.training).model_construct()  # has no defaults for its length
-    defaults = RunConfig.model_construct(training=plain).model_dump(mode="json")
-    mine = config.model_dump(mode="json")
-    found = {key: value for key, _, value in differences(defaults, mine)}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    found = {}
+    for path, field in options(RunConfig):
+        value: Any = config
+        for name in path:
+            value = getattr(value, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            found[".".join(path)] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=lambda section: section.model_dump(mode="json"))
 
 
 def _written(written: Sequence[Written], folder: RunFolder) -> list[str]:

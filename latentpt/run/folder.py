@@ -106,7 +106,7 @@ class RunFolder:
         """The configuration that held until `step`, where another one followed."""
         return self.path / f"config-until-{step:08d}.yaml"
 
-    def describe_run(self, config: Section, device: str, processes: int = 1, step: int = 0) -> None:
+    def describe_run(self, config: Section, device: str, step: int = 0, processes: int = 1) -> None:
         """Write config.yaml and versions.json; a configuration that changes after `step` steps is kept beside them."""
         if step and self.config.exists() and self.config.read_text(encoding="utf-8") != to_yaml(config):
             write_text(self.earlier_config(step), self.config.read_text(encoding="utf-8"))

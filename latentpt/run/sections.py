@@ -186,6 +186,6 @@ class MonitorConfig(Section):
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder."""
     report: bool = True
-    """When the training ends or stops write the page about the run, report.html; `launch/report.py` makes it at any time."""
+    """When a pretraining ends or stops write the page about the run, report.html; `launch/report.py` makes it at any time."""
     peak_tflops: Positive | None = None
     """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""

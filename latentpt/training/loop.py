@@ -131,6 +131,9 @@ class Loop(ABC, Generic[C]):
     def open(self, stack: ExitStack) -> None:
         """Open what is read from step to step until `stack` ends."""
 
+    def conclude(self) -> None:
+        """What one rank makes of the training when it has ended or stopped."""
+
     # ---------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> Progress:
@@ -163,6 +166,7 @@ class Loop(ABC, Generic[C]):
                 self.assess()
                 reason = signals.reason()
             self.finish(reason)
+        self.conclude()  # by one rank, while the others leave: nobody watches any more
         return self.progress
 
     def assessed(self) -> bool:

@@ -212,5 +212,5 @@ def prepare_folder(config: FolderConfig, origin: Path | None, start: Start, devi
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    done = checkpoints.step_of(origin) if origin is not None else 0
-    folder.describe_run(config, name, dist.get_world_size(), done)
+    step = checkpoints.step_of(origin) if origin is not None else 0
+    folder.describe_run(config, name, step, dist.get_world_size())

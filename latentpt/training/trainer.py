@@ -274,9 +274,8 @@ class Trainer(Loop[RunConfig]):
         final = {line["kind"]: line.get("loss") for line in read_metrics(self.config.folder.metrics)}
         return {"train_loss": final.get("train"), "validation_loss": final.get("validation")}
 
-    def finish(self, reason: str | None) -> None:
-        """Also write the page about the run, with texts of its model once it has come to its end."""
-        super().finish(reason)
+    def conclude(self) -> None:
+        """The page about the run, with texts of its model once it has come to its end."""
         if self.monitor is None or not self.config.monitor.report:
             return
         from latentpt.report import report  # its drawings take a second to import

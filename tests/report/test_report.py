@@ -47,7 +47,7 @@ def page_of(run, **asked):
 
 
 def test_the_page_tells_all_and_needs_no_other_file(run):
-    RunFolder(run).describe_run(load_run_config(run / "config.yaml"), "a chip", 4)
+    RunFolder(run).describe_run(load_run_config(run / "config.yaml"), "a chip", processes=4)
     keep_results(
         run / "evaluation",
         [Measurement("piqa", {"fewshot": 2}, "w", 7, Figures({"acc": 0.625}, {"acc": 0.05}, 80))],
