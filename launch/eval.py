@@ -2,6 +2,7 @@
 
     python launch/eval.py --run runs/X                                       held-out loss, both forwards
     python launch/eval.py --run runs/X --tasks lambada_openai,piqa --limit 200
+    python launch/eval.py --run runs/FINETUNED                               accuracy on its questions
     python launch/eval.py --model hf/ --data pile=data/pile-validation --diagnostics
 
 Results go to the run's folder (or --output), beside what was measured before; an interrupted evaluation goes on where it
@@ -67,6 +68,13 @@ def arguments() -> argparse.Namespace:
                        help="files of the tasks (default: data/eval of LATENTPT_SHARED or of shared/ beside the checkout)")  # fmt: skip
     tasks.add_argument("--online", action="store_true", help="take tasks and data from the hub instead")
 
+    questions = parser.add_argument_group(
+        "a fine-tuned model: --data NAME=FILE of questions (default: its run's)"
+    )
+    questions.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens an answer may have (default 64)"
+    )
+
     parser.add_argument(
         "--diagnostics", action="store_true", help="find out whether the thoughts are used; one HTML page"
     )
@@ -77,10 +85,14 @@ def measure(args: argparse.Namespace) -> None:
     """Measure and print."""
     from latentpt.evaluation.command import evaluate
     from latentpt.evaluation.held_out import named_sources
+    from latentpt.finetuning import commands
     from latentpt.generation.text import Writer
     from latentpt.hub.source import open_source
     from latentpt.run.reading import read_reading
 
+    if commands.is_finetuned(args):
+        print(commands.evaluate(args))
+        return
     source = open_source(args)
     named = [item.partition("=") for item in args.data]
     sources = {name: folder for name, equals, folder in named if equals}

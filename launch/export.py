@@ -1,6 +1,7 @@
 """Write a model as a Hugging Face folder.
 
     python launch/export.py --run runs/X --output hf/
+    python launch/export.py --run runs/FINETUNED --output hf/       its best checkpoint, latents and all
     python launch/export.py --model stories260K.bin --output hf/
 
 A model without latent slots loads as its family's stock class; any other brings its own modeling file and loads with
@@ -36,9 +37,10 @@ def main() -> int:
     args = arguments()
 
     def export() -> None:
+        from latentpt.finetuning import commands
         from latentpt.hub.publish import publish
 
-        print(publish(args))
+        print(commands.publish(args) if commands.is_finetuned(args) else publish(args))
 
     return exit_code(export)
 

@@ -9,8 +9,7 @@
     python launch/finetune.py --build task=symbolic_prosqa output=data/symbolic rows=[10000,300,500]
 
 A run whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the state
-saved after the current step, with exit code 0. Exit code 1: diverged, 2: input that cannot work. The best checkpoint lies
-in FOLDER/best.
+saved after the current step, with exit code 0. The best checkpoint lies in FOLDER/best.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError, describe, load_config, require_at_least, to_yaml
+from latentpt.run.command import add_training_arguments, asked_start
 from latentpt.run.exits import exit_code
 
 
@@ -51,39 +51,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, default=200, metavar="N", help="questions of --report (default 200)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override an option")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and exit"
-    )
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--resume", action="store_true", help="go on from a checkpoint; an error if there is none"
-    )
-    start.add_argument(
-        "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
-    )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
+    add_training_arguments(parser)
     return parser.parse_intermixed_args()
 
 
 def use(asked: argparse.Namespace) -> str:
     """--ask and --export."""
-    from latentpt.finetuning.use import ask, measure, publish
+    from latentpt.finetuning.use import ask, measure, open_reasoner, publish, sentence
 
     require_at_least(asked, max_new_tokens=1)
     if asked.export is not None:
         if asked.output is None:
             raise ConfigError("--export needs --output, a folder that does not exist yet")
-        return publish(asked.export, asked.output)
-    if asked.question:
-        return "\n\n".join(ask(asked.ask, asked.question, asked.max_new_tokens))
-    if asked.data is None:
+        return publish(open_reasoner(asked.export), asked.output)
+    if not asked.question and asked.data is None:
         raise ConfigError("--ask needs --question or --data")
-    return measure(asked.ask, asked.data, None, 64, asked.max_new_tokens)
+    opened = open_reasoner(asked.ask)
+    if asked.question:
+        return "\n\n".join(ask(opened, asked.question, asked.max_new_tokens))
+    return sentence(asked.data, measure(opened, asked.data, None, asked.max_new_tokens))
 
 
-def do(asked: argparse.Namespace) -> None:
-    """What was asked for."""
+def main() -> int:
+    asked = arguments()
+    return exit_code(lambda: run(asked))
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Do what was asked for."""
     if asked.build:
         from latentpt.finetuning import building
 
@@ -102,20 +97,20 @@ def do(asked: argparse.Namespace) -> None:
         found, page = report(asked.report, asked.data, asked.rows)
         print(f"{found.verdict}\n{page}")
     else:
-        from latentpt.finetuning.config import load_finetune_config
-
-        config = load_finetune_config(asked.config, asked.overrides)
-        if asked.print_config:
-            print(to_yaml(config), end="")
-            return
-        from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
-
-        finetune(config, "resume" if asked.resume else "fresh" if asked.fresh else "auto")
+        train(asked)
 
 
-def main() -> int:
-    asked = arguments()
-    return exit_code(lambda: do(asked))
+def train(asked: argparse.Namespace) -> None:
+    """--config."""
+    from latentpt.finetuning.config import load_finetune_config
+
+    config = load_finetune_config(asked.config, asked.overrides)
+    if asked.print_config:
+        print(to_yaml(config), end="")
+        return
+    from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
+
+    finetune(config, asked_start(asked))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python launch/generate.py --run runs/X --prompt 'Once upon a time' --temperature 0.8
     python launch/generate.py --model hf/ --file prompts.jsonl --output texts.jsonl --max-new-tokens 200
     python launch/generate.py --run runs/X                       a conversation, when started on a terminal
+    python launch/generate.py --run runs/FINETUNED --prompt 'a question'     its latents are thought, greedily
 
     echo 'Once upon a time' | python launch/generate.py --run runs/X
     python launch/generate.py --model stories260K.bin --tokenizer tok512.model --bos --prompt 'Once'
@@ -85,10 +86,14 @@ def arguments() -> argparse.Namespace:
 def generate(args: argparse.Namespace) -> None:
     """Continue what was asked for."""
     try:
+        from latentpt.finetuning import commands
         from latentpt.generation.command import run
         from latentpt.generation.text import Writer, beginning_token
         from latentpt.hub.source import open_source
 
+        if commands.is_finetuned(args):
+            commands.generate(args)
+            return 0
         source = open_source(args)
         tokenizer = source.tokenizer()
         begin = None if args.bos is None else beginning_token(tokenizer, args.bos)

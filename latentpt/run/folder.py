@@ -20,12 +20,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from latentpt.config import Section, to_yaml
+from latentpt.config import Section, load_config, to_yaml
 from latentpt.files import write_text
 
 PACKAGES = (
@@ -112,6 +113,27 @@ class RunFolder:
         write_text(self.config, to_yaml(config))
         made = versions() | {"device": device, "processes": processes}
         write_text(self.versions, json.dumps(made, indent=1) + "\n")
+
+
+class FolderConfig(Section):
+    """A configuration whose training keeps everything in one folder."""
+
+    output: str = ""
+    """Folder of the run; empty means runs/ and the name of the configuration file."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps everything."""
+        return RunFolder(Path(self.output))
+
+
+F = TypeVar("F", bound=FolderConfig)
+
+
+def load_folder_config(kind: type[F], path: str | Path, overrides: Iterable[str] = ()) -> F:
+    """Load a configuration and name its folder; raises ConfigError, see `latentpt.config.load_config`."""
+    config = load_config(kind, path, overrides)
+    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
 
 
 def versions() -> dict[str, Any]:
