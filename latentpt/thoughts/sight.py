@@ -112,6 +112,8 @@ class Sight:
 
     def _mask_before(self, queries: Columns, layer: int, part: slice) -> Tensor | None:
         """Which of a layer's earlier cells some columns may see; in a cache written in place, the present ones too."""
+        if self.tokens.documents is None and self.tokens.alive is None and self.state.alive is None:
+            return None
         key = queries, self.traits.grid(layer), part.start, part.step
         if key not in self._masks:
             self._masks[key] = self._make_mask_before(queries, self.traits.grid(layer), part)

@@ -68,7 +68,7 @@ def test_a_captured_layer_is_the_layer_at_every_position():
     norm = Norm(torch.ones(width, device="cuda"), None, 1e-5, "rms")
     layer = Layer(norm, random(3 * width, width), None, random(width, width), None, norm, random(8 * width, width), None,
                   random(width, 4 * width), None, "swiglu", False)  # fmt: skip
-    angles = random(capacity, width // heads // 2)
+    angles = random(1, width // heads // 2)
     outcomes = []
     x = random(1, width)
     for captured in (True, False):
@@ -80,8 +80,9 @@ def test_a_captured_layer_is_the_layer_at_every_position():
             cells.add_(1)
             return out
 
-        run = Captured(step, [cells]) if captured else step
-        outcomes.append(torch.stack([run().clone() for _ in range(5)]))
+        run = Captured(step, x.device) if captured else step
+        outcomes.append(torch.stack([run().clone() for _ in range(8)]))
+        assert not captured or run.graph is not None
     torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
 
 
