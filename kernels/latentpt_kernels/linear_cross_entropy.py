@@ -35,6 +35,8 @@ def linear_cross_entropy(
     products a chunk, two if the weight wants none. The weight's gradient is summed in float32. `z_loss` is the
     coefficient of the squared log-partition (PaLM, arXiv 2204.02311). One backward per graph.
     """
+    if not torch.is_grad_enabled():  # autograd functions ask for the gradients of parameters all the same
+        hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)

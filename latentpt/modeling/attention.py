@@ -47,6 +47,8 @@ class Part(NamedTuple):
     """Which of the keys, in flat order; or, where the length lies on the device, the cell that looks and the slots it sees."""
     relation: Relation
     mask: Tensor | None = None
+    documents: tuple[Tensor, Tensor] | None = None
+    """See `latentpt.modeling.merge.KeyBlock`."""
 
 
 class Group(NamedTuple):
@@ -178,14 +180,14 @@ class Attention(nn.Module):
                 found = decode_attention(rows[:, 0, 0], seen_k, seen_v, own[0].columns)
                 attended.append(found.flatten(1)[:, None, None])
                 continue
-            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], relation, mask) for c, relation, mask in own]
+            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], *seen) for c, *seen in own]
             found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
             attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
         """q [B, H, n, D] over the blocks; one causal sequence goes to the backend."""
-        if len(blocks) == 1 and blocks[0].relation is Relation.CAUSAL and blocks[0].mask is None:
+        if len(blocks) == 1 and blocks[0][2:] == (Relation.CAUSAL, None, None):
             return self.causal(q, blocks[0].k, blocks[0].v)
         return attend_blocks(q, blocks)
 

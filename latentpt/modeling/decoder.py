@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import linear_cross_entropy
+from latentpt.modeling.loss import IGNORE, linear_cross_entropy
 from latentpt.modeling.norms import both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
@@ -126,7 +126,7 @@ class Head(Linear):
         """Logits [.., V], or with targets the summed cross-entropy in nats."""
         if targets is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten())
+        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten(), IGNORE)
 
 
 class Decoder(nn.Module):
