@@ -18,7 +18,7 @@ class Captured:
     """
 
     def __init__(self, step: Callable[[], Tensor], device: torch.device, warmups: int = 3) -> None:
-        self.step = step
+        self.step, self.device = step, device
         self.warmups: int | None = warmups if device.type == "cuda" else None
         """Calls until the step is recorded; None: never."""
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -26,7 +26,8 @@ class Captured:
     def __call__(self) -> Tensor:
         """Run the step; what it returned is overwritten by the next call."""
         if self.graph is None and self.warmups == 0:
-            self._capture()
+            with torch.cuda.device(self.device):
+                self._capture()
         if self.graph is not None:
             self.graph.replay()
             return self.result
@@ -37,7 +38,8 @@ class Captured:
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Of this thread alone: what loads data in another one may ask the device for memory meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.result = self.step()
         except RuntimeError as error:
             self.warmups = None
