@@ -17,6 +17,8 @@ from latentpt_kernels import dispatch
 from latentpt_kernels.add_norm import add_norm
 from latentpt_kernels.rotate_qk import rotate_qk
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")
+
 
 class Norm(NamedTuple):
     """A norm's weight and bias [d], eps and kind, `rms` or `layer`."""
@@ -41,7 +43,7 @@ class Layer(NamedTuple):
     down: Tensor
     down_bias: Tensor | None
     activation: str
-    """`gelu`, `gelu_tanh` or `swiglu`."""
+    """One of ACTIVATIONS."""
     parallel: bool
     """Whether the MLP reads what attention reads (GPT-NeoX) rather than what it leaves."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from latentpt_kernels.decode import Layer, decode_layer
+from latentpt_kernels.decode import ACTIVATIONS, Layer, decode_layer
 from latentpt_kernels.decode import Norm as NormOf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +20,7 @@ from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
 from latentpt.modeling.loss import IGNORE, linear_cross_entropy
-from latentpt.modeling.norms import both, make_norm
+from latentpt.modeling.norms import after, both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -55,6 +55,10 @@ class MLP(nn.Module):
         else:
             h = F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.down(h)
+
+
+KNOWN_PARTS = {"attention_norm", "attention", "mlp_norm", "mlp", "qkv", "out"}
+"""Of a block and its attention: what `latentpt_kernels.decode_layer` computes."""
 
 
 class Block(nn.Module):
@@ -103,13 +107,16 @@ class Block(nn.Module):
             x = x[:, :, read]
         if self.parallel:
             return x + attended + self.mlp(self.mlp_norm(x)), kv
-        normed, x = self.mlp_norm(x, attended)
+        normed, x = after(self.mlp_norm, x, attended)
         return x + self.mlp(normed), kv
 
     def layer(self) -> Layer | None:
         """The weights as the kernels that decode read them; None if the block is more than these know, as under LoRA."""
-        matrices = (self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down)
-        if [type(matrix) for matrix in matrices] != [QKV, Linear, Linear, Linear]:
+        parts = {**dict(self.named_children()), **dict(self.attention.named_children())}
+        here = {name for name, part in parts.items() if not isinstance(part, nn.Identity)}
+        matrices = [self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down]
+        plain = [type(matrix) for matrix in matrices] == [QKV, Linear, Linear, Linear]
+        if here != KNOWN_PARTS or not plain or self.mlp.activation not in ACTIVATIONS:
             return None
         norms = [NormOf(n.weight, n.bias, n.eps or 0.0, n.kind) for n in (self.attention_norm, self.mlp_norm)]
         qkv, out, up, down = ((matrix.weight, matrix.bias) for matrix in matrices)

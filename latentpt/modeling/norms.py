@@ -25,7 +25,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm over the width (arXiv 1910.07467)."""
+    """RMSNorm over the width (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     kind, bias = "rms", None
 
@@ -44,10 +44,20 @@ def make_norm(config: ModelConfig) -> Norm:
     return kind(config.hidden_size, eps=config.norm_eps)
 
 
-def both(x: Tensor, first: Norm, second: Norm) -> tuple[Tensor, Tensor]:
+def after(norm: nn.Module, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """norm(x + more) and x + more, in one pass if the norm can."""
+    if isinstance(norm, Norm):
+        pair: tuple[Tensor, Tensor] = norm(x, more)
+        return pair
+    x = x + more
+    return norm(x), x
+
+
+def both(x: Tensor, first: nn.Module, second: nn.Module) -> tuple[Tensor, Tensor]:
     """Two norms of one stream x [.., d]: where the kernels run, and ZeRO-3 does not, from one normalised x."""
-    apart = any(hasattr(p, "ds_id") for norm in (first, second) for p in norm.parameters())
-    if apart or not dispatch.wanted(x):
+    if not isinstance(first, Norm) or not isinstance(second, Norm) or not dispatch.wanted(x):
+        return first(x), second(x)
+    if any(hasattr(p, "ds_id") for norm in (first, second) for p in norm.parameters()):
         return first(x), second(x)
     weights, biases = zip(*((norm.weight, norm.bias) for norm in (first, second)), strict=True)
     (of_first, of_second), _ = add_norms(x, None, weights, biases, first.eps or 0.0, first.kind)

@@ -13,9 +13,15 @@ ROWS, FOUR, MANY = (decode._row_tiles(rows, 1024) for rows in (1, 4, 64))
 
 
 def loss(chip):
-    args = (HALF, IDS, REAL, 50304, 50304, -100, 0.0)
+    args = (HALF, IDS, REAL, 50304, 50304, -100, 0.0, 30.0)
     return compile_for(
-        chip, linear_cross_entropy.linear_cross_entropy_kernel, *args, GRADIENT=True, BV=4096, num_warps=8
+        chip,
+        linear_cross_entropy.linear_cross_entropy_kernel,
+        *args,
+        GRADIENT=True,
+        CAP=True,
+        BV=4096,
+        num_warps=8,
     )
 
 
