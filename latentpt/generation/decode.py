@@ -134,6 +134,38 @@ class Continuations:
         return [sampled[row] if token is None else token for row, token in enumerate(given)]
 
 
+class Choice:
+    """How ids are chosen after states, with everything it needs on the device."""
+
+    def __init__(self, model: LanguageModel, read: Tensor, sampling: Sampling) -> None:
+        """`read` int64 [B, n] are the ids that every row holds already."""
+        rows = len(read)
+        self.head, self.sampling = model.decoder.head, sampling
+        self.numbers = torch.zeros(rows, dtype=torch.float64, device=read.device)
+        """One in [0, 1) for each row."""
+        self.penalty: Penalty | None = None
+        if sampling.repetition_penalty != 1:
+            self.penalty = Penalty(sampling.repetition_penalty, rows, model.config.vocab_size, read.device)
+        self.note(read)
+
+    def note(self, ids: Tensor) -> None:
+        """Every row now holds more ids, int64 [B, n]."""
+        if self.penalty is not None:
+            self.penalty.note(ids)
+
+    def draw(self, streams: Sequence[torch.Generator], speaking: Sequence[int]) -> None:
+        """New numbers for the rows that speak; for others it would make their streams depend on these."""
+        if self.sampling.temperature != 0 and speaking:
+            numbers = torch.zeros(len(self.numbers), dtype=torch.float64)
+            numbers[list(speaking)] = uniform([streams[row] for row in speaking])
+            self.numbers.copy_(numbers)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Ids int64 [B] after states [B, d]."""
+        logits = self.head(hidden)
+        return choose(logits if self.penalty is None else self.penalty(logits), self.sampling, self.numbers)
+
+
 class NextTokens:
     """Chooses every row's next id after what it has read; on CUDA a token's slots, head and choice are one launch."""
 
@@ -141,54 +173,34 @@ class NextTokens:
         self, session: Session, read: Tensor, sampling: Sampling, streams: Sequence[torch.Generator]
     ) -> None:
         """`read` int64 [B, n] are the ids that the session has thought about."""
-        rows, config = len(read), session.model.config
-        self.session, self.sampling, self.streams = session, sampling, streams
-        self.ids = read[:, -1].clone()
-        self.numbers = torch.zeros(rows, dtype=torch.float64, device=read.device)
-        self.penalty: Penalty | None = None
-        if sampling.repetition_penalty != 1:
-            self.penalty = Penalty(sampling.repetition_penalty, rows, config.vocab_size, read.device)
-            self.penalty.note(read)
-        static = isinstance(session.cache, StaticCache)
-        self.run = Captured(self._run, read.device) if static else self._run
+        choice, ids = Choice(session.model, read, sampling), read[:, -1].clone()
+        self.session, self.choice, self.ids, self.streams = session, choice, ids, streams
+
+        def run() -> Tensor:  # knows nothing of self, so that all memory is free as soon as nobody needs it
+            choice.note(ids[:, None])
+            return choice(session.step(ids))
+
+        self.run = Captured(run, ids.device) if isinstance(session.cache, StaticCache) else run
 
     def after(self, hidden: Tensor, speaking: Sequence[int]) -> dict[int, int]:
         """The next ids of the rows that speak, after states [B, d]."""
-        self._draw(speaking)
-        return self._told(self._choose(hidden), speaking)
+        self.choice.draw(self.streams, speaking)
+        return _of(speaking, self.choice(hidden))
 
     def __call__(self, ids: Sequence[int], speaking: Sequence[int]) -> dict[int, int]:
         """Every row reads an id and thinks about it; the next ids of the rows that speak."""
         reached = self.session.position + 1
         self.ids.copy_(torch.tensor(ids))
-        self._draw(speaking)
+        self.choice.draw(self.streams, speaking)
         chosen = self.run()
         if isinstance(self.session.cache, StaticCache):
             self.session.cache.counted(reached)
-        return self._told(chosen, speaking)
+        return _of(speaking, chosen)
 
-    def _draw(self, speaking: Sequence[int]) -> None:
-        # A row draws for its own ids alone, or its stream would depend on its neighbours' prompts.
-        if self.sampling.temperature != 0 and speaking:
-            numbers = torch.zeros(len(self.numbers), dtype=torch.float64)
-            numbers[list(speaking)] = uniform([self.streams[row] for row in speaking])
-            self.numbers.copy_(numbers)
 
-    def _run(self) -> Tensor:
-        if self.penalty is not None:
-            self.penalty.note(self.ids[:, None])
-        return self._choose(self.session.step(self.ids))
-
-    def _choose(self, hidden: Tensor) -> Tensor:
-        logits = self.session.model.decoder.head(hidden)
-        if self.penalty is not None:
-            logits = self.penalty(logits)
-        return choose(logits, self.sampling, self.numbers)
-
-    @staticmethod
-    def _told(chosen: Tensor, speaking: Sequence[int]) -> dict[int, int]:
-        ids = chosen.tolist()
-        return {row: ids[row] for row in speaking}
+def _of(rows: Sequence[int], chosen: Tensor) -> dict[int, int]:
+    ids = chosen.tolist()
+    return {row: ids[row] for row in rows}
 
 
 def is_static(model: LanguageModel) -> bool:

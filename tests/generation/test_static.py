@@ -1,5 +1,8 @@
 """The step whose length lies on the device: equal to the step that slices, and the same step at every position."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from latentpt.generation.static import why_not_static
 from latentpt.modeling import decoder
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.registry import METHODS
 from tests.conftest import tiny_ids, tiny_model
@@ -104,6 +108,22 @@ def test_a_stop_id_and_a_listener_end_a_recorded_text():
         assert heard == free[:4]
 
 
+def test_a_text_leaves_no_cache_behind(monkeypatch):
+    """Memory of a device does not wait for a garbage collection."""
+    monkeypatch.setenv("LATENTPT_KERNELS", "torch")
+    caches, make = [], LanguageModel.cache
+    monkeypatch.setattr(
+        LanguageModel, "cache", lambda *args: (cache := make(*args), caches.append(weakref.ref(cache)))[0]
+    )
+    model = tiny_model(method="latent", num_thoughts=1)
+    gc.disable()
+    try:
+        generate(model, [[1, 2, 3], [4]], 5)
+        assert [cache() for cache in caches] == [None]
+    finally:
+        gc.enable()
+
+
 def test_an_approximate_prefill_is_read_in_parallel_and_decoding_goes_on_from_it(monkeypatch):
     model, prompt = tiny_model(method="latent", num_thoughts=2), tiny_ids(1, 9)[0].tolist()
     prefill = Prefill("gauss_seidel", max_sweeps=2)
@@ -131,7 +151,7 @@ def test_bfloat16_models_decode_the_same_words_by_both_steps(monkeypatch):
     config = ModelConfig(
         family="pythia", vocab_size=37, hidden_size=32, num_layers=2, num_heads=4, max_positions=32
     )
-    model = decode.LanguageModel(config, ThoughtsConfig(method="latent", num_thoughts=1))
+    model = LanguageModel(config, ThoughtsConfig(method="latent", num_thoughts=1))
     model.initialize(0)
     model, ids = model.bfloat16(), tiny_ids(2, 6)
     low = [states(model, ids, 2, static, monkeypatch, "torch") for static in (False, True)]
