@@ -187,8 +187,9 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
         """q [B, H, n, D] over the blocks; one causal sequence goes to the backend."""
-        if len(blocks) == 1 and blocks[0][2:] == (Relation.CAUSAL, None, None):
-            return self.causal(q, blocks[0].k, blocks[0].v)
+        k, v, relation, mask, documents = blocks[0]
+        if len(blocks) == 1 and relation is Relation.CAUSAL and mask is None and documents is None:
+            return self.causal(q, k, v)
         return attend_blocks(q, blocks)
 
 
