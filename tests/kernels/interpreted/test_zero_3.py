@@ -13,20 +13,21 @@ def trained(family, setting, monkeypatch):
     """Losses of two steps under ZeRO-3 and the first moments after them, which are sums of gradients."""
     monkeypatch.setenv("LATENTPT_KERNELS", setting)
     *_, device = start_processes()
-    model = tiny_model(family, torch.float32, method="latent", num_thoughts=1, solver="gauss_seidel")
+    size = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+    model = tiny_model(family, torch.float32, size=size, method="latent", num_thoughts=1, solver="gauss_seidel")
     engine = Engine(
         model,
         lambda model, ids: model(ids, labels=ids, return_logits=False).loss,
         OptimizerConfig(lr=1e-5),
         ZeroConfig(stage=3),
         "fp32",
-        micro_batch=2,
+        micro_batch=1,
         accumulation=1,
         device=device,
     )
     losses = []
     for seed in range(2):
-        losses.append(engine.accumulate(tiny_ids(2, 5, seed=seed)))
+        losses.append(engine.accumulate(tiny_ids(1, 4, seed=seed)))
         engine.step(1e-5)
     return losses, {name: engine.gather(name)["exp_avg"].clone() for name in engine.names}
 
