@@ -43,10 +43,19 @@ def main() -> int:
     )
     results = None if options.folder is None else Results(options.folder, chip_name(best.name))
     if results is not None and not options.go_on:
-        results.content["rows"] = []
+        kept = [row for row in results.content["rows"] if options.only not in (None, row["op"])]
+        results.content["rows"] = kept
     for op in CASES if options.only is None else [options.only]:
         print(f"\n{op}\n", flush=True)
-        rows = measure(op, best, device, dtype, repeats, options.dry, results)
+        try:
+            rows = measure(op, best, device, dtype, repeats, options.dry, results)
+        except (
+            Exception
+        ) as error:  # a case that cannot even be set up; the other operations are measured all the same
+            if options.dry:
+                raise
+            print(f"{op} ends here: {error}", flush=True)
+            continue
         print(table(rows), flush=True)
     if results is not None:
         results.content["benchmarks_ended"] = options.only is None

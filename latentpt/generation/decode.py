@@ -180,7 +180,9 @@ class NextTokens:
             choice.note(ids[:, None])
             return choice(session.step(ids))
 
-        self.run = Captured(run, ids.device) if isinstance(session.cache, StaticCache) else run
+        self.run: Callable[[], Tensor] = (
+            Captured(run, ids.device) if isinstance(session.cache, StaticCache) else run
+        )
 
     def after(self, hidden: Tensor, speaking: Sequence[int]) -> dict[int, int]:
         """The next ids of the rows that speak, after states [B, d]."""

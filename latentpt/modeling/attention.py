@@ -170,17 +170,19 @@ class Attention(nn.Module):
         seen_k, seen_v = k, v
         if view.cache is not None:
             seen_k, seen_v = view.cache
-            _write(seen_k, view.place, k), _write(seen_v, view.place, v)
+            _write(seen_k, view.place, k)
+            _write(seen_v, view.place, v)
         if q.shape[2] == 0:
             return x[:, :, read], (k, v)
         attended = []
         for slots, own, others in view.groups:
             rows = q[:, :, slots]
-            if isinstance(own[0].columns, Place):
-                found = decode_attention(rows[:, 0, 0], seen_k, seen_v, own[0].columns)
+            place = own[0].columns
+            if isinstance(place, Place):
+                found = decode_attention(rows[:, 0, 0], seen_k, seen_v, place)
                 attended.append(found.flatten(1)[:, None, None])
                 continue
-            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], *seen) for c, *seen in own]
+            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], r, mask, docs) for c, r, mask, docs in own]
             found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
             attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)

@@ -93,8 +93,8 @@ class Block(nn.Module):
         ):
             layer = self.layer()
             if layer is not None:
-                turns = (None, None) if angles is None else (part.flatten(0, -2) for part in angles)
-                return decode_layer(x[:, 0, 0], layer, *view.cache, cell, *turns)[:, None, None], view.cache
+                cos, sin = (None, None) if angles is None else [part.flatten(0, -2) for part in angles]
+                return decode_layer(x[:, 0, 0], layer, *view.cache, cell, cos, sin)[:, None, None], view.cache
         if injection is not None:
             assert memory is not None
             x = injection.residual(x, memory)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = {"block_attention", "linear_cross_entropy", "add_norm", "rotate_qk", "latent_shift", "decode"}
 
@@ -29,6 +31,7 @@ def test_a_dry_run_times_every_operation_and_writes_one_file(tmp_path):
     assert answer.stdout.count("| case | implementation |") == len(OPERATIONS)
 
 
+@pytest.mark.slow
 def test_gpu_check_keeps_tests_and_figures_and_goes_on_with_what_is_missing(tmp_path):
     path = tmp_path / "cpu.json"
     answer = run("check.py", "--folder", tmp_path, "--workers", "0")

@@ -14,7 +14,9 @@ def trained(family, setting, monkeypatch):
     monkeypatch.setenv("LATENTPT_KERNELS", setting)
     *_, device = start_processes()
     size = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
-    model = tiny_model(family, torch.float32, size=size, method="latent", num_thoughts=1, solver="gauss_seidel")
+    model = tiny_model(
+        family, torch.float32, size=size, method="latent", num_thoughts=1, solver="gauss_seidel"
+    )
     engine = Engine(
         model,
         lambda model, ids: model(ids, labels=ids, return_logits=False).loss,
