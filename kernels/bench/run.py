@@ -45,20 +45,20 @@ def main() -> int:
     if results is not None and not options.go_on:
         kept = [row for row in results.content["rows"] if options.only not in (None, row["op"])]
         results.content["rows"] = kept
+    ended = options.only is None
     for op in CASES if options.only is None else [options.only]:
         print(f"\n{op}\n", flush=True)
         try:
             rows = measure(op, best, device, dtype, repeats, options.dry, results)
-        except (
-            Exception
-        ) as error:  # a case that cannot even be set up; the other operations are measured all the same
+        except Exception as error:
             if options.dry:
                 raise
+            ended = False  # a case could not even be set up; the other operations are measured all the same
             print(f"{op} ends here: {error}", flush=True)
             continue
         print(table(rows), flush=True)
     if results is not None:
-        results.content["benchmarks_ended"] = options.only is None
+        results.content["benchmarks_ended"] = ended
         results.write()
     return 0
 
