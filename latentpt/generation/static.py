@@ -50,7 +50,7 @@ class StaticCache(Cache):
             room.zero_()  # what lies behind the length is multiplied by a probability of 0
 
     @property
-    def positions(self) -> int:  # type: ignore[override]
+    def positions(self) -> int:
         """Positions thought through, as the host knows; moving it moves the device's count."""
         return self._counted
 
@@ -69,7 +69,7 @@ class StaticCache(Cache):
         """The rows of single cells that follow one another, int32 [n]."""
         return self._cell(layer, columns[0], len(columns))
 
-    def up_to(self, layer: int, column: Column) -> list[Place]:  # type: ignore[override]
+    def up_to(self, layer: int, column: Column) -> list[Place]:
         """What a single cell sees once it is written, itself included."""
         grid = self.traits.grid(layer)
         seen = _seen(self.traits, layer, column.slot)
