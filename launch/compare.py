@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latentpt.compare.commands import plan, report, run
 from latentpt.compare.config import ComparisonConfig
-from latentpt.compare.launching import Interrupted
+from latentpt.compare.running.launching import Interrupted
 from latentpt.config import ConfigError, describe
 from latentpt.data.errors import DataError
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentpt.compare.config import ComparisonConfig, load_comparison
-from latentpt.compare.execute import execute
-from latentpt.compare.measure import measure, sample_limit, unigram_loss
-from latentpt.compare.plan import Plan, describe_plan, make_plan, read_plan, write_plan
-from latentpt.compare.report import write_report
-from latentpt.compare.results import read_results
-from latentpt.compare.speed import measure_speeds
+from latentpt.compare.planning.describe import describe_plan
+from latentpt.compare.planning.folder import read_plan, write_plan
+from latentpt.compare.planning.plan import Plan, make_plan
+from latentpt.compare.report.results import read_results
+from latentpt.compare.report.write import write_report
+from latentpt.compare.running.execute import execute
+from latentpt.compare.running.measure import measure, sample_limit, unigram_loss
+from latentpt.compare.running.speed import measure_speeds
 from latentpt.config import ConfigError, build
 from latentpt.run import RunConfig
 

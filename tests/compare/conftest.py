@@ -91,7 +91,7 @@ def trainer(tmp_path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     """A stand-in for the measurement of a trained model; returns what it was asked to measure."""
-    from latentpt.compare import measure
+    from latentpt.compare.running import measure
 
     asked = []
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from latentpt.compare.config import load_comparison
-from latentpt.compare.plan import describe_plan, make_plan
+from latentpt.compare.planning.describe import describe_plan
+from latentpt.compare.planning.plan import make_plan
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "comparisons").glob("*.yaml"))
 

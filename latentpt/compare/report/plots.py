@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from latentpt.compare.results import ArmResult, Results
+from latentpt.compare.report.results import ArmResult, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from latentpt.compare.config import UNITS
-from latentpt.compare.page import page
-from latentpt.compare.plots import draw_costs, draw_finals
-from latentpt.compare.results import ArmResult, Results
+from latentpt.compare.report.page import page
+from latentpt.compare.report.plots import draw_costs, draw_finals
+from latentpt.compare.report.results import ArmResult, Results
 from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
 from latentpt.files import write_bytes, write_text
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentpt.compare.spread import estimate, smallest_difference, student_quantile
+from latentpt.compare.report.spread import estimate, smallest_difference, student_quantile
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from latentpt.compare import plots
-from latentpt.compare.execute import execute
-from latentpt.compare.plan import make_plan, write_plan
-from latentpt.compare.plots import draw_finals, looks_of, loss_range, side_by_side
-from latentpt.compare.results import read_results
+from latentpt.compare.planning.folder import write_plan
+from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.report import plots
+from latentpt.compare.report.plots import draw_finals, looks_of, loss_range, side_by_side
+from latentpt.compare.report.results import read_results
+from latentpt.compare.running.execute import execute
 from tests.compare.conftest import LATENT
 
 

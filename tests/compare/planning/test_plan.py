@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from latentpt.compare.plan import describe_plan, make_plan, read_plan, write_plan
+from latentpt.compare.planning.describe import describe_plan
+from latentpt.compare.planning.folder import read_plan, write_plan
+from latentpt.compare.planning.plan import make_plan
 from latentpt.config import ConfigError, load_config
 from latentpt.run import RunConfig
 from latentpt.thoughts.cost import training_flops_per_token

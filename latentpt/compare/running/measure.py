@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from latentpt.compare.plan import Plan
+from latentpt.compare.planning.plan import Plan
 from latentpt.config import Section, load_config
 from latentpt.data.batches import validation_batches
 from latentpt.data.identity import source_identity

@@ -7,7 +7,6 @@ embedding scale, which methods choose for themselves, is set to sqrt(2.5 d) in e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -15,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from latentpt.compare.config import UNITS, ComparisonConfig, as_overrides
-from latentpt.compare.match import Use, count_parameters, nearest_size, steps_within
-from latentpt.compare.tables import quantity, text_table
-from latentpt.config import ConfigError, Section, build, differences, load_config, to_yaml
-from latentpt.files import write_text
+from latentpt.compare.planning.match import Use, count_parameters, nearest_size, steps_within
+from latentpt.config import ConfigError, Section, build, differences, load_config
 from latentpt.run import RunConfig
 from latentpt.thoughts.cost import inference_flops_per_token, training_flops_per_token
 
@@ -234,119 +231,3 @@ def value_at(config: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-# ------------------------------------------------------------------------------------------ on disk
-
-
-def write_plan(plan: Plan) -> None:
-    """Write plan.json and one run configuration per arm and seed; a plan that contradicts runs made by another is refused.
-
-    Raises:
-        ConfigError: a run folder exists whose configuration in the earlier plan was another one.
-    """
-    texts = {}
-    for arm in plan.arms:
-        for seed in plan.comparison.seeds:
-            path = plan.config_path(arm.name, seed)
-            folder = plan.run_folder(arm.name, seed)
-            values = {**arm.config, "seed": seed, "output": str(folder)}
-            texts[path] = to_yaml(build(RunConfig, values))
-            if folder.exists() and path.exists() and path.read_text(encoding="utf-8") != texts[path]:
-                raise ConfigError(
-                    f"{folder} holds a run of another plan ({path} would change); "
-                    "give the comparison another `output`, or remove that folder to train it again"
-                )
-    for path, text in texts.items():
-        write_text(path, text)
-    write_text(
-        plan.comparison.folder / "plan.json", json.dumps(plan.model_dump(mode="json"), indent=1) + "\n"
-    )
-
-
-def read_plan(folder: Path) -> Plan:
-    """The plan written in a comparison's folder; ConfigError if there is none."""
-    path = folder / "plan.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{path} does not exist; run `python launch/compare.py plan` with this comparison first"
-        )
-    return build(Plan, json.loads(path.read_text(encoding="utf-8")))
-
-
-def describe_plan(plan: Plan) -> str:
-    """The plan as text: the budget, what every arm gets and costs, and in what the arms differ."""
-    comparison = plan.comparison
-    lines = [
-        f"Equal {UNITS[comparison.budget]}: {quantity(plan.amount)} for each arm "
-        f"(reference: {comparison.reference_arm}), seeds {', '.join(map(str, comparison.seeds))}.",
-        "",
-        text_table(
-            [
-                "arm",
-                "parameters",
-                "FLOPs/token training",
-                "FLOPs/token inference",
-                "tokens",
-                "FLOPs",
-                "of budget",
-            ],
-            [
-                [
-                    arm.name,
-                    quantity(arm.parameters),
-                    quantity(arm.training_flops_per_token),
-                    quantity(arm.inference_flops_per_token),
-                    quantity(arm.tokens),
-                    quantity(arm.training_flops),
-                    f"{arm.share:.3f}",
-                ]
-                for arm in plan.arms
-            ],
-        ),
-        "",
-        "What differs between the arms:",
-        "",
-        text_table(*differences_table(plan)),
-        "",
-        held_equal(plan),
-        *adapting(plan),
-    ]
-    return "\n".join(lines)
-
-
-def differences_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what differs: a line for every arm, a column for every key."""
-    rows = [[arm.name, *(short(values[arm.name]) for values in plan.differs.values())] for arm in plan.arms]
-    return ["arm", *plan.differs], rows
-
-
-def held_equal(plan: Plan) -> str:
-    """In words, what the arms do not differ in, and the one difference that no key shows."""
-    text = (
-        "Equal in all arms: everything else, so initialisation family, norm epsilon, optimizer, weight decay, "
-        "learning-rate schedule, batch in tokens and, per seed, the order of the data."
-    )
-    families = {arm.config["model"]["family"] for arm in plan.arms}
-    if "pythia" in families and "thoughts.num_thoughts" in plan.differs:
-        text += (
-            " As in the published GPT-NeoX recipe, attention-out and MLP-down start smaller by sqrt(N + 1) in an arm "
-            "with N thoughts."
-        )
-    return text
-
-
-def adapting(plan: Plan) -> list[str]:
-    """A sentence on every arm whose refinements follow its residuals, since no plan can know them."""
-    measured = "; its speed is the mean of the probed steps" if plan.comparison.budget == "seconds" else ""
-    return [
-        f"Arm {arm.name} adapts its refinements to residuals: its training FLOPs stand here as if every number in the range "
-        f"were as frequent as any other, and the report says what they were{measured}."
-        for arm in plan.arms
-        if arm.config["thoughts"]["residual_target"] is not None
-    ]
-
-
-def short(value: Any) -> str:
-    """A configuration value in a table cell."""
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

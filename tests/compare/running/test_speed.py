@@ -5,9 +5,10 @@ import random
 import pytest
 
 from latentpt.compare.config import load_comparison
-from latentpt.compare.launching import Interrupted
-from latentpt.compare.plan import describe_plan, make_plan
-from latentpt.compare.speed import expected_speed, measure_speeds, probe_config
+from latentpt.compare.planning.describe import describe_plan
+from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.running.launching import Interrupted
+from latentpt.compare.running.speed import expected_speed, measure_speeds, probe_config
 from latentpt.config import ConfigError
 from latentpt.thoughts.cost import schedule_cost
 from latentpt.thoughts.registry import make_method

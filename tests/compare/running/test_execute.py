@@ -2,9 +2,10 @@
 
 import pytest
 
-from latentpt.compare.execute import execute
-from latentpt.compare.launching import Failed, Interrupted, exclusive
-from latentpt.compare.plan import make_plan, write_plan
+from latentpt.compare.planning.folder import write_plan
+from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.running.execute import execute
+from latentpt.compare.running.launching import Failed, Interrupted, exclusive
 from latentpt.config import ConfigError
 
 ROUND = ["vanilla-seed0", "latent-seed0", "stages-seed0"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentpt.compare.execute import finished
-from latentpt.compare.measure import Measured, kept
-from latentpt.compare.plan import Plan, PlannedArm
-from latentpt.compare.spread import Estimate, estimate, smallest_difference
+from latentpt.compare.planning.plan import Plan, PlannedArm
+from latentpt.compare.report.spread import Estimate, estimate, smallest_difference
+from latentpt.compare.running.execute import finished
+from latentpt.compare.running.measure import Measured, kept
 from latentpt.config import ConfigError
 from latentpt.run import RunFolder, read_metrics
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentpt.compare import measure
-from latentpt.compare.plan import make_plan
+from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.running import measure
 from latentpt.data.indexed import ShardWriter
 from tests.conftest import tiny_model
 from tests.folders import write_run

@@ -6,8 +6,8 @@ import base64
 import html
 import re
 
-from latentpt.compare.plan import differences_table, held_equal
-from latentpt.compare.results import Results
+from latentpt.compare.planning.describe import differences_table, held_equal
+from latentpt.compare.report.results import Results
 from latentpt.compare.tables import html_table
 
 STYLE = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from latentpt.compare.launching import Failed, Interrupted, exclusive, launch
-from latentpt.compare.plan import Plan
+from latentpt.compare.planning.plan import Plan
+from latentpt.compare.running.launching import Failed, Interrupted, exclusive, launch
 from latentpt.run import RunFolder
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from latentpt.compare.config import ComparisonConfig
-from latentpt.compare.launching import Interrupted, exclusive, launch
-from latentpt.compare.plan import resolve
+from latentpt.compare.planning.plan import resolve
+from latentpt.compare.running.launching import Interrupted, exclusive, launch
 from latentpt.config import ConfigError, to_yaml
 from latentpt.files import write_text
 from latentpt.run import RunConfig, RunFolder, read_metrics

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from latentpt.compare.execute import execute
-from latentpt.compare.launching import Interrupted
-from latentpt.compare.plan import make_plan, write_plan
-from latentpt.compare.report import row, verdict, write_report
-from latentpt.compare.results import ArmResult, Results, read_results
+from latentpt.compare.planning.folder import write_plan
+from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.report.results import ArmResult, Results, read_results
+from latentpt.compare.report.write import row, verdict, write_report
+from latentpt.compare.running.execute import execute
+from latentpt.compare.running.launching import Interrupted
 from latentpt.config import ConfigError
 
 

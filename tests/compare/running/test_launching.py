@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from latentpt.compare.launching import exclusive
+from latentpt.compare.running.launching import exclusive
 from latentpt.config import ConfigError
 
 # Starts, says so, and on SIGTERM takes a while to save.
@@ -31,7 +31,7 @@ time.sleep(60)
 COMPARISON = """
 import sys
 from pathlib import Path
-from latentpt.compare.launching import Interrupted, exclusive, launch
+from latentpt.compare.running.launching import Interrupted, exclusive, launch
 folder = Path(sys.argv[1])
 try:
     with exclusive(folder) as lock:
@@ -56,7 +56,7 @@ def running(tmp_path, monkeypatch):
 
     def start(ranks=1, saving=0.0):
         monkeypatch.setenv("SAVING", str(saving))
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
         command = [sys.executable, "-c", COMPARISON, str(tmp_path), str(ranks)]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         started.append(process)
