@@ -7,7 +7,7 @@ import html
 import re
 
 from latentpt.compare.planning.describe import differences_table, held_equal
-from latentpt.compare.report.results import Results
+from latentpt.compare.report.results import Results, source_table, task_table
 from latentpt.compare.tables import html_table
 
 STYLE = """
@@ -31,6 +31,12 @@ table.texts td { text-align: left; vertical-align: top; white-space: pre-wrap; o
                  font: .8rem/1.45 ui-monospace, monospace; }
 table.texts td:first-child { white-space: nowrap; padding-right: 1rem; }
 img { max-width: min(100%, 72rem); margin: .6rem 0; background: #fff; border-radius: 6px; }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --rule: #bbb; --paper: #fff; --head: #f0f0f0; }
+  body { font-size: 10pt; margin: 0; max-width: none; padding: 0; } div.wide { overflow: visible; }
+  table { font-size: 7pt; } th, td { padding: .15rem .3rem; white-space: normal; }
+  tr, img { break-inside: avoid; } h2, h3 { break-after: avoid; } thead { display: table-header-group; }
+}
 """
 
 
@@ -38,32 +44,48 @@ def page(
     results: Results, title: str, table: str, note: str, verdict: list[str], pictures: dict[str, bytes]
 ) -> str:
     """The whole page; every piece of text is escaped, the PNGs are inside under their words."""
-    comparison = results.plan.comparison
-    seeds = ", ".join(map(str, comparison.seeds))
-    sub = f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}"
     first, *others = verdict
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(sub)}</p>',
         f'<div class="wide">{table}</div>',
         f"<p>{html.escape(note)}</p>",
         f"<p>{html.escape(first)}</p>",
         "<ul>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in others) + "</ul>"
         if others
         else "",
+        *sources(results),
         *(picture(words, content) for words, content in pictures.items()),
         "<h2>What differs between the arms</h2>",
         f'<div class="wide">{html_table(*differences_table(results.plan))}</div>',
         f"<p>{html.escape(held_equal(results.plan))}</p>",
         *generated(results),
     ]
+    return document(title, results, "\n".join(filter(None, sections)))
+
+
+def document(title: str, results: Results, body: str) -> str:
+    """A page of its own around a report: title, what was compared, body."""
+    comparison = results.plan.comparison
+    seeds = ", ".join(map(str, comparison.seeds))
+    sub = f"{len(comparison.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, sections))
+        + f'<h1>{html.escape(title)}</h1>\n<p class="sub">{html.escape(sub)}</p>\n{body}'
         + "\n</body>\n</html>\n"
     )
+
+
+def sources(results: Results) -> list[str]:
+    """Losses by held-out source and metrics of downstream tasks, arm by arm, where there are any."""
+    parts = []
+    for words, (header, rows) in (
+        ("Exact-decode loss by source", source_table(results)),
+        ("Downstream tasks", task_table(results)),
+    ):
+        if len(header) > 1:
+            parts += [f"<h2>{words}</h2>", f'<div class="wide">{html_table(header, rows)}</div>']
+    return parts
 
 
 def picture(words: str, content: bytes) -> str:

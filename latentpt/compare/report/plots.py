@@ -48,7 +48,7 @@ class Look(NamedTuple):
 def looks_of(results: Results) -> dict[str, Look]:
     """A look of its own for every planned arm (up to 28), the same whichever of them are finished."""
     reference = results.plan.comparison.reference_arm
-    others = [arm.name for arm in results.plan.arms if arm.name != reference]
+    others = [name for name in dict.fromkeys(arm.arm for arm in results.plan.arms) if name != reference]
     looks = {reference: Look("black", "-", "*", 2.4)}
     for number, name in enumerate(others):
         again = number // len(COLOURS) % len(DASHES)

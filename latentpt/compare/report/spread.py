@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -16,6 +16,12 @@ class Estimate(NamedTuple):
 
     mean: float
     deviation: float | None
+    seeds: int = 1
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean."""
+        return None if self.deviation is None else self.deviation / math.sqrt(self.seeds)
 
     def __format__(self, spec: str) -> str:
         mean = format(self.mean, spec)
@@ -24,19 +30,9 @@ class Estimate(NamedTuple):
 
 def estimate(values: list[float]) -> Estimate:
     """Mean and sample standard deviation of one value per seed."""
-    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-
-
-@cache
-def student_quantile(confidence: float, freedom: int) -> float:
-    """The t that a Student variable of `freedom` degrees exceeds in size with probability 1 - confidence.
-
-    With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
-    """
-    angle = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angle) ** (freedom - 1)
-    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(float(np.interp(confidence, below / below[-1], angle)))
+    return Estimate(
+        float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values)
+    )
 
 
 def smallest_difference(losses: np.ndarray) -> float | None:
@@ -52,5 +48,5 @@ def smallest_difference(losses: np.ndarray) -> float | None:
         return None
     noise = losses - losses.mean(1, keepdims=True) - losses.mean(0, keepdims=True) + losses.mean()
     deviation = math.sqrt(float((noise**2).sum()) / freedom)
-    quantile = student_quantile(1 - (1 - CONFIDENCE) / (arms - 1), freedom)
+    quantile = float(stats.t.ppf(1 - (1 - CONFIDENCE) / (arms - 1) / 2, freedom))
     return quantile * deviation * math.sqrt(2 / seeds)

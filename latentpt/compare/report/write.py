@@ -5,7 +5,8 @@ from __future__ import annotations
 from latentpt.compare.config import UNITS
 from latentpt.compare.report.page import page
 from latentpt.compare.report.plots import draw_costs, draw_finals
-from latentpt.compare.report.results import ArmResult, Results
+from latentpt.compare.report.published import publish
+from latentpt.compare.report.results import ArmResult, Results, source_table, task_table
 from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
 from latentpt.files import write_bytes, write_text
 
@@ -20,6 +21,7 @@ HEADER = [
     "tokens/s",
     "validation loss",
     "exact-decode loss",
+    "standard error",
     "gap",
 ]
 
@@ -28,7 +30,7 @@ PICTURES = {"loss.png": "Validation loss over what it costs", "arms.png": "Final
 
 
 def write_report(results: Results, unigram: float) -> str:
-    """Write report.md, report.html, loss.png and arms.png into the comparison's folder.
+    """Write report.md, report.html, pictures and every figure as data into the comparison's folder.
 
     Returns the report for the terminal: generated text first, the table and the verdict last, where they are seen.
     """
@@ -42,7 +44,11 @@ def write_report(results: Results, unigram: float) -> str:
     pictures = dict(zip(PICTURES.values(), drawn, strict=True))
     write_text(folder / "report.html", page(results, title, html_table(HEADER, rows), note, judged, pictures))
     shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
-    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *shown]
+    by_source = source_table(results)
+    tables = {"table": (HEADER, rows), "sources": by_source, "tasks": task_table(results)}
+    publish(results, {name: table for name, table in tables.items() if len(table[0]) > 1}, study=None)
+    below = [markdown_table(*by_source)] if len(by_source[0]) > 1 else []
+    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *below, *shown]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     texts = [
         f"--- {arm.name}: {prompt}{text}"
@@ -65,6 +71,7 @@ def row(arm: ArmResult) -> list[str]:
         f"{arm.speed:.0f}",
         f"{arm.loss:.4f}",
         f"{arm.exact_loss:.4f}",
+        "-" if arm.exact_loss.error is None else f"{arm.exact_loss.error:.4f}",
         f"{arm.gap:+.4f}",
     ]
 

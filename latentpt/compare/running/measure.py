@@ -13,17 +13,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from latentpt.compare.config import TasksConfig
 from latentpt.compare.planning.plan import Plan
 from latentpt.config import Section, load_config
 from latentpt.data.batches import validation_batches
 from latentpt.data.identity import source_identity
 from latentpt.data.opening import open_training, open_validation
+from latentpt.evaluation.answers import Answers
+from latentpt.evaluation.command import identity, task_data
+from latentpt.evaluation.harness import make_adapter, run_tasks
 from latentpt.files import write_text
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
-from latentpt.thoughts.measure import validation_loss
+from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32
@@ -43,6 +47,10 @@ class Measured(Section):
     """Validation loss of exact sequential decoding on the same samples, nats per token."""
     samples: int
     """Validation samples both were measured on."""
+    sources: dict[str, float] = {}
+    """Held-out corpus -> its exact loss, where there are several."""
+    tasks: dict[str, dict[str, float]] = {}
+    """Downstream task -> its metrics."""
     texts: dict[str, str]
     """Prompt -> its continuation."""
 
@@ -63,6 +71,7 @@ def subject(plan: Plan, arm: str, seed: int) -> dict[str, Any]:
         "held_out": {name: source_identity(path) for name, path in corpora.items()},
         "samples": sample_limit(plan, run),
         "prompts": plan.comparison.prompts,
+        "tasks": plan.comparison.tasks.model_dump(),
         "sampling": {"tokens": TEXT_TOKENS, **asdict(SAMPLING)},
     }
 
@@ -89,11 +98,17 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = sample_limit(plan, run)
     end = open_training(run.data).eod_id if run.data.mask_documents else None
+    corpora = {name: list(batches) for name, batches in held_out(run, limit).items()}
+    forward = [summed_loss(model, batches, end_token=end) for batches in corpora.values()]
+    exact = [summed_loss(model, batches, exact=True, end_token=end) for batches in corpora.values()]
+    each = {name: nats / tokens for name, (nats, tokens) in zip(corpora, exact, strict=True)}
     measured = Measured(
         of=of,
-        loss=validation_loss(model, held_out(run, limit), end_token=end),
-        exact_loss=validation_loss(model, held_out(run, limit), exact=True, end_token=end),
-        samples=sum(len(batch) for batch in held_out(run, limit)),
+        loss=mean(forward),
+        exact_loss=mean(exact),
+        samples=sum(len(batch) for batches in corpora.values() for batch in batches),
+        sources=each if len(each) > 1 else {},
+        tasks=task_metrics(model, run, plan.comparison.tasks, measurement_path(plan, arm, seed)),
         texts=continuations(model, run, plan.comparison.prompts),
     )
     text = json.dumps(measured.model_dump(), indent=1, ensure_ascii=False)
@@ -106,10 +121,27 @@ def sample_limit(plan: Plan, run: RunConfig) -> int | None:
     return plan.comparison.evaluation_samples or run.validation.samples
 
 
-def held_out(run: RunConfig, limit: int | None) -> Iterator[Tensor]:
-    """Validation batches [b, L + 1] of a run: the first `limit` samples of each of its held-out corpora."""
-    for corpus in open_validation(run.data).values():
-        yield from validation_batches(corpus, MICRO_BATCH, limit)
+def held_out(run: RunConfig, limit: int | None) -> dict[str, Iterator[Tensor]]:
+    """Validation batches [b, L + 1] of each held-out corpus of a run, its first `limit` samples."""
+    corpora = open_validation(run.data)
+    return {name: validation_batches(corpus, MICRO_BATCH, limit) for name, corpus in corpora.items()}
+
+
+def mean(sums: list[tuple[float, int]]) -> float:
+    """Nats per token over corpora, from the nats and the tokens of each."""
+    return sum(nats for nats, _ in sums) / max(sum(tokens for _, tokens in sums), 1)
+
+
+def task_metrics(
+    model: LanguageModel, run: RunConfig, asked: TasksConfig, path: Path
+) -> dict[str, dict[str, float]]:
+    """Metrics of the downstream tasks that are asked for, by exact decoding; answers are kept beside the measurement."""
+    if not asked.names:
+        return {}
+    writer = Writer(model, find_tokenizer(data_folders(run.data), model))
+    answers = Answers(path.with_suffix(".answers.jsonl"), identity(model, "exact"))
+    adapter = make_adapter(writer, MICRO_BATCH, "exact", answers)
+    return run_tasks(adapter, asked.names, task_data(asked.data), asked.fewshot, asked.limit, online=False)
 
 
 def continuations(model: LanguageModel, run: RunConfig, prompts: list[str]) -> dict[str, str]:
@@ -131,5 +163,6 @@ def unigram_loss(run: RunConfig, limit: int | None) -> float:
         tokens = torch.from_numpy(train.read(np.arange(first, first + MICRO_BATCH), run.seed))
         counts += torch.bincount(tokens[:, 1:].flatten(), minlength=len(counts))
     surprise = -torch.log(counts / counts.sum())
-    targets = torch.cat([batch[:, 1:].flatten() for batch in held_out(run, limit)])
+    corpora = held_out(run, limit).values()
+    targets = torch.cat([batch[:, 1:].flatten() for batches in corpora for batch in batches])
     return surprise[targets].mean().item()

@@ -1,6 +1,7 @@
 """Matching arms at a budget, refusing unfair ones, writing run configurations."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,19 @@ import pytest
 from latentpt.compare.planning.describe import describe_plan
 from latentpt.compare.planning.folder import read_plan, write_plan
 from latentpt.compare.planning.plan import make_plan
-from latentpt.config import ConfigError, load_config
+from latentpt.config import ConfigError, build, load_config
+from latentpt.data.opening import open_training
 from latentpt.run import RunConfig
 from latentpt.thoughts.cost import training_flops_per_token
 from tests.compare.conftest import LATENT, STAGES
+from tests.training.small import write_text_shards
+
+
+def begin(run):
+    """What a training leaves first."""
+    folder = Path("out/runs", run)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(Path(f"out/plan/{run}.yaml").read_text())
 
 
 def by_name(plan):
@@ -164,7 +174,7 @@ def test_written_run_configurations_load_and_differ_between_seeds_in_the_seed_al
 
 def test_a_plan_that_contradicts_a_run_already_made_is_refused(comparison):
     write_plan(make_plan(comparison()))
-    Path("out/runs/latent-seed0").mkdir(parents=True)
+    begin("latent-seed0")
     before = Path("out/plan/latent-seed0.yaml").read_text()
     changed = comparison(
         arms={"vanilla": {}, "latent": {"thoughts": {**LATENT["thoughts"], "refinements": 2}}}
@@ -173,6 +183,70 @@ def test_a_plan_that_contradicts_a_run_already_made_is_refused(comparison):
         write_plan(make_plan(changed))
     assert Path("out/plan/latent-seed0.yaml").read_text() == before
     write_plan(make_plan(comparison(seeds=[0, 1])))  # more seeds contradict nothing
+
+
+def test_a_run_is_told_from_another_plan_by_what_it_was_made_with_even_where_the_plan_is_gone(comparison):
+    write_plan(make_plan(comparison()))
+    begin("latent-seed0")
+    shutil.rmtree("out/plan")
+    Path("out/plan.json").unlink()
+    changed = comparison(arms={"vanilla": {}, "latent": STAGES})
+    with pytest.raises(ConfigError, match=r"thoughts.visibility was causal there and would be stage_causal"):
+        write_plan(make_plan(changed))
+
+
+def test_a_plan_on_other_data_than_that_of_its_runs_is_refused(comparison):
+    write_text_shards(Path("data"), 3000)
+    write_plan(make_plan(comparison()))
+    begin("latent-seed0")
+    write_plan(make_plan(comparison()))  # the same data contradicts nothing
+    shutil.rmtree("data")
+    write_text_shards(Path("data"), 4000)
+    with pytest.raises(ConfigError, match="holds runs on other data"):
+        write_plan(make_plan(comparison()))
+
+
+@pytest.mark.parametrize("spend", ["layers", "width"])
+def test_arms_that_spend_size_are_sized_at_the_tokens_of_the_reference(comparison, spend):
+    """Twice the base's FLOPs give the reference twice the base's tokens, and the others theirs."""
+    half = make_plan(comparison(budget="training_flops", arms={"vanilla": {}})).amount
+    config = comparison(
+        budget="training_flops", amount=2 * half, spend_of={"plain": spend}, arms={"vanilla": {}, "plain": {}}
+    )
+    arms = by_name(make_plan(config))
+    assert arms["plain"].config["model"] == arms["vanilla"].config["model"]
+    assert arms["plain"].tokens == arms["vanilla"].tokens == 2 * 6400
+
+
+def test_a_triple_match_has_the_reference_s_flops_parameters_and_kv_bytes(comparison):
+    loop = {"thoughts": {"method": "loop", "num_thoughts": 1}}
+    arms = {"vanilla": {}, "loop": loop, "stages": STAGES}
+    spend_of = {"loop": "triple", "stages": "triple"}
+    plan = make_plan(comparison(budget="training_flops", spend_of=spend_of, arms=arms))
+    vanilla, *others = plan.arms
+    for arm in others:
+        assert arm.kv_bytes_per_token == vanilla.kv_bytes_per_token
+        assert arm.parameters == pytest.approx(vanilla.parameters, rel=0.02)
+        assert arm.training_flops == pytest.approx(vanilla.training_flops, rel=0.01)
+        for key in ("num_layers", "hidden_size"):
+            assert arm.config["model"][key] == vanilla.config["model"][key]
+
+
+def test_a_triple_match_that_heads_do_not_allow_is_refused(comparison):
+    three = {"thoughts": {"method": "loop", "num_thoughts": 2}}
+    config = comparison(
+        budget="training_flops", spend_of={"loop": "triple"}, arms={"vanilla": {}, "loop": three}
+    )
+    with pytest.raises(ConfigError, match=r"arm loop comes to \d\.\d\d of the KV bytes per token of vanilla"):
+        make_plan(config)
+
+
+def test_missing_shards_and_several_epochs_are_said(comparison):
+    assert "Data is missing, and `run` needs it: data/train" in describe_plan(make_plan(comparison()))
+    write_text_shards(Path("data"), 3000)
+    plan = make_plan(comparison())
+    epochs = 6400 / open_training(build(RunConfig, plan.arms[0].config).data).num_tokens
+    assert f"vanilla {epochs:.2f}, latent {epochs:.2f}, stages {epochs:.2f}." in describe_plan(plan)
 
 
 def test_flops_of_the_plan_are_those_of_the_flop_module(comparison):
@@ -192,7 +266,10 @@ def test_flops_of_the_plan_are_those_of_the_flop_module(comparison):
         ({"seeds": [1, 1]}, "different numbers"),
         ({"budget": "inference_flops"}, "tokens do not change inference FLOPs"),
         ({"budget": "flops"}, "budget must be one of"),
-        ({"tolerance": 0}, "tolerance must be positive"),
+        ({"amount": math.nan}, "amount must be a positive number, got nan"),
+        ({"amount": math.inf}, "amount must be a positive number, got inf"),
+        ({"spend": "triple"}, "set budget to training_flops"),
+        ({"tolerance": 0}, "tolerance must be a positive number"),
         ({"processes": 3}, "arm vanilla: a global batch of 4 samples cannot be divided .* on 3 ranks"),
         ({"base": "bse.yaml"}, "bse.yaml is not a file"),
         ({"arms": {"latent": {"thoughts": {"metod": "latent"}}}}, "did you mean thoughts.method"),

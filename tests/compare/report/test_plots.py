@@ -26,7 +26,7 @@ def results(comparison, trainer, measured):
 
 def test_no_two_of_many_arms_look_alike(results):
     found = results(arms={"vanilla": {}, "latent": LATENT})
-    many = [found.plan.arms[0].model_copy(update={"name": f"arm{number}"}) for number in range(28)]
+    many = [found.plan.arms[0].model_copy(update={"arm": f"arm{number}"}) for number in range(28)]
     plan = found.plan.model_copy(update={"arms": [found.plan.arms[0], *many]})
     looks = looks_of(found.__class__(plan, found.arms))
     assert len({(look.colour, str(look.dash)) for look in looks.values()}) == 29

@@ -1,16 +1,21 @@
 """The report: figures of the table, a verdict only where the spread allows one, files that need no others."""
 
 import base64
+import csv
+import json
 import re
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from latentpt.compare.planning.folder import write_plan
 from latentpt.compare.planning.plan import make_plan
-from latentpt.compare.report.results import ArmResult, Results, read_results
-from latentpt.compare.report.write import row, verdict, write_report
+from latentpt.compare.report.published import archive, latex_table
+from latentpt.compare.report.results import ArmResult, Results, read_results, source_table
+from latentpt.compare.report.write import HEADER, row, verdict, write_report
 from latentpt.compare.running.execute import execute
 from latentpt.compare.running.launching import Interrupted
 from latentpt.config import ConfigError
@@ -34,7 +39,8 @@ def test_a_row_holds_mean_and_spread_over_seeds(results):
     assert cells[5] == "30.0 G"  # counted by the training
     assert cells[6] == "20 ± 0"
     assert cells[9] == f"1.9100 ± {0.02 / 2**0.5:.4f}"
-    assert cells[10].startswith("+0.0010")
+    assert cells[10] == "0.0100"
+    assert cells[11].startswith("+0.0010")
 
 
 def test_a_single_seed_gets_no_verdict(results):
@@ -85,6 +91,59 @@ def test_files_are_self_contained_and_generated_text_is_escaped(results):
     assert "&lt;cat&gt; sat" in page and "<cat>" not in page
     assert "4.0000 (unigram)" in page
     assert "The <cat> sat" in text
+
+
+def test_every_figure_is_there_as_data_and_what_it_was_made_from_too(results):
+    found = results(seeds=[0, 1])
+    write_report(found, unigram=4.0)
+    complete = json.loads(Path("out/results.json").read_text())
+    with Path("out/runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(complete["runs"]) == 6
+    for row_, run in zip(rows, complete["runs"], strict=True):
+        assert float(row_["exact_loss"]) == run["exact_loss"] and row_["name"] == run["name"]
+    assert complete["made_with"]["packages"]["torch"]
+    with Path("out/table.csv").open() as file:
+        assert next(csv.reader(file)) == HEADER
+    with tarfile.open("out/raw.tar.xz") as tar:
+        names = set(tar.getnames())
+    for arm in ("vanilla", "latent", "stages"):
+        for seed in (0, 1):
+            of = f"{arm}-seed{seed}"
+            assert {f"runs/{of}/config.yaml", f"runs/{of}/metrics.jsonl", f"measured/{of}.json"} <= names
+
+
+def test_the_same_results_give_the_same_archive(results):
+    found = results(seeds=[0])
+    assert archive(found.plan) == archive(found.plan)
+
+
+def test_latex_cells_are_escaped():
+    lines = latex_table(["arm", "a_b"], [["x & y", "1 ± 2 %"]]).splitlines()
+    assert lines[2] == r"arm & a\_b \\" and lines[4] == r"x \& y & 1 $\pm$ 2 \% \\"
+
+
+def test_losses_by_source_and_tasks_are_reported_where_there_are_several(results):
+    found = results(seeds=[0, 1])
+    assert source_table(found)[0] == ["arm"] and "by source" not in page_of(found)
+    several = [
+        ArmResult(arm.plan, [with_more(run, 2.0 + run.seed) for run in arm.runs]) for arm in found.arms
+    ]
+    found = Results(found.plan, several)
+    assert source_table(found)[1][0] == ["vanilla", "2.5000 ± 0.7071", "3.0000 ± 0.0000"]
+    text = page_of(found)
+    assert "Exact-decode loss by source" in text and "2.5000 ± 0.7071" in text and "lambada acc" in text
+    assert "books" in Path("out/sources.csv").read_text()
+
+
+def with_more(run, loss):
+    more = {"sources": {"books": loss, "code": 3.0}, "tasks": {"lambada": {"acc": 0.5}}}
+    return replace(run, measured=run.measured.model_copy(update=more))
+
+
+def page_of(results):
+    write_report(results, unigram=4.0)
+    return Path("out/report.html").read_text()
 
 
 def test_a_comparison_without_finished_runs_has_no_report(comparison):

@@ -3,19 +3,17 @@
 import numpy as np
 import pytest
 
-from latentpt.compare.report.spread import estimate, smallest_difference, student_quantile
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (5, 2.571), (10, 2.228), (100, 1.984)]
-)
-def test_student_quantiles_are_those_of_printed_tables(freedom, quantile):
-    assert student_quantile(0.95, freedom) == pytest.approx(quantile, abs=1e-3)
+from latentpt.compare.report.spread import estimate, smallest_difference
 
 
 def test_an_estimate_of_one_seed_claims_no_spread():
     assert f"{estimate([3.25]):.3f}" == "3.250"
     assert f"{estimate([3.0, 3.5]):.2f}" == "3.25 ± 0.35"
+    assert estimate([3.25]).error is None
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    assert estimate([3.0, 3.5]).error == pytest.approx(0.25)
 
 
 def test_one_seed_or_one_arm_gives_no_smallest_difference():

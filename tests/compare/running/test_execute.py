@@ -1,12 +1,14 @@
 """Running a comparison: finished arms are left alone, interrupted ones continue."""
 
+from pathlib import Path
+
 import pytest
 
 from latentpt.compare.planning.folder import write_plan
 from latentpt.compare.planning.plan import make_plan
-from latentpt.compare.running.execute import execute
-from latentpt.compare.running.launching import Failed, Interrupted, exclusive
-from latentpt.config import ConfigError
+from latentpt.compare.running.execute import Share, execute
+from latentpt.compare.running.launching import Busy, Failed, Interrupted, exclusive
+from latentpt.config import ConfigError, to_yaml
 
 ROUND = ["vanilla-seed0", "latent-seed0", "stages-seed0"]
 
@@ -55,6 +57,43 @@ def test_a_training_that_fails_keeps_no_other_from_being_trained_and_is_tried_ag
     assert launches()[6:] == ["latent-seed0"]
 
 
-def test_two_runs_of_one_comparison_at_once_are_refused(plan, trainer, measured):
-    with exclusive(plan.comparison.folder), pytest.raises(ConfigError, match="being run by another process"):
+def test_a_run_that_another_process_trains_is_left_to_it(plan, trainer, measured):
+    with exclusive(plan.comparison.folder / "claims" / "latent-seed0"):
+        with pytest.raises(Busy, match="1 of 6 runs are being trained by other processes"):
+            execute(plan, trainer[0], measured[0])
+        assert "latent-seed0" not in trainer[1]() and len(trainer[1]()) == 5
+    execute(plan, trainer[0], measured[0])
+    assert trainer[1]()[5:] == ["latent-seed0"]
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_tasks_of_an_array_train_every_run_once_between_them(plan, trainer, measured, tasks):
+    for task in range(tasks):
+        execute(plan, trainer[0], measured[0], Share(task=(task, tasks)))
+    assert sorted(trainer[1]()) == sorted(plan.run_name(arm.name, seed) for arm, seed in plan.jobs())
+
+
+def test_several_at_once_train_every_run_once_and_in_the_plan_s_order(plan, trainer, measured):
+    script, launches = trainer
+    execute(plan, script, measured[0], Share(at_once=3))
+    assert sorted(launches()) == sorted(plan.run_name(arm.name, seed) for arm, seed in plan.jobs())
+    assert sorted(launches()[:3]) == sorted(ROUND)
+
+
+def test_what_a_training_says_is_kept_and_named_where_it_fails(plan, trainer, measured, monkeypatch, capsys):
+    trainer[0].write_text(trainer[0].read_text() + "\nprint('hello')\nprint('world', file=sys.stderr)\n")
+    monkeypatch.setenv("FAIL_AT", "2")
+    with pytest.raises(Failed):
         execute(plan, trainer[0], measured[0])
+    assert "out/logs/latent-seed0.log" in capsys.readouterr().err
+    assert {"hello", "world"} == set(Path("out/logs/stages-seed0.log").read_text().split())
+
+
+def test_a_run_folder_of_another_configuration_is_not_trained_on(plan, trainer, measured):
+    folder = plan.run_folder("latent", 0)
+    folder.mkdir(parents=True)
+    another = plan.run_config(plan.arms[2], 0)
+    (folder / "config.yaml").write_text(to_yaml(another))
+    with pytest.raises(ConfigError, match="latent-seed0 holds a run of another plan"):
+        execute(plan, trainer[0], measured[0])
+    assert "latent-seed0" not in trainer[1]()

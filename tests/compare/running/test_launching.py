@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from latentpt.compare.running.launching import exclusive
+from latentpt.compare.running import launching
+from latentpt.compare.running.launching import device_of, exclusive
 from latentpt.config import ConfigError
 
 # Starts, says so, and on SIGTERM takes a while to save.
@@ -31,11 +32,11 @@ time.sleep(60)
 COMPARISON = """
 import sys
 from pathlib import Path
-from latentpt.compare.running.launching import Interrupted, exclusive, launch
+from latentpt.compare.running.launching import Interrupted, Stopping, exclusive, launch
 folder = Path(sys.argv[1])
 try:
-    with exclusive(folder) as lock:
-        launch(folder / "trainer.py", folder / "run.yaml", int(sys.argv[2]), lock)
+    with exclusive(folder) as lock, Stopping(float(sys.argv[3])) as stopping:
+        launch(folder / "trainer.py", folder / "run.yaml", int(sys.argv[2]), lock, stopping)
 except Interrupted as stop:
     sys.exit(str(stop))
 """
@@ -54,10 +55,10 @@ def running(tmp_path, monkeypatch):
     (tmp_path / "trainer.py").write_text(textwrap.dedent(TRAINER))
     started = []
 
-    def start(ranks=1, saving=0.0):
+    def start(ranks=1, saving=0.0, minutes=9.0):
         monkeypatch.setenv("SAVING", str(saving))
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-        command = [sys.executable, "-c", COMPARISON, str(tmp_path), str(ranks)]
+        command = [sys.executable, "-c", COMPARISON, str(tmp_path), str(ranks), str(minutes)]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         started.append(process)
         for rank in range(ranks):
@@ -78,6 +79,22 @@ def test_a_signal_lets_the_training_save_and_ends_the_comparison(running, tmp_pa
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 1 and f"stopped by {number.name}" in error
+    assert (tmp_path / "saved0").exists()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0"]), ("5,7", ["5", "7", "5"])])
+def test_each_place_has_one_of_the_gpus_that_may_be_used(monkeypatch, visible, expected):
+    monkeypatch.setattr(launching, "devices", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [device_of(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == expected
+
+
+def test_a_training_saves_when_its_time_is_up(running, tmp_path):
+    process = running(minutes=0.2)
+    _, error = process.communicate(timeout=40)
+    assert process.returncode == 1 and "time is up; the same command continues" in error
     assert (tmp_path / "saved0").exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from latentpt.compare.planning.plan import make_plan
 from latentpt.compare.running import measure
@@ -53,6 +54,22 @@ def test_another_checkpoint_other_data_or_another_question_is_measured_anew(chan
     first = measure.measure(trained(), "vanilla", 0)
     second = measure.measure(trained(**change), "vanilla", 0)
     assert second.loss != first.loss and second.of != first.of
+
+
+def test_several_held_out_corpora_are_measured_each_and_together(trained, tmp_path):
+    plan = trained()
+    config = plan.run_folder("vanilla", 0) / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    one = values["data"]["validation"]
+    another = str(write_data(tmp_path / "other", 9))
+    alone = measure.measure(plan, "vanilla", 0)
+    assert alone.sources == {}
+    values["data"]["validation"] = {"one": one, "other": another}
+    config.write_text(yaml.safe_dump(values))
+    both = measure.measure(plan, "vanilla", 0)
+    assert both.sources["one"] == pytest.approx(alone.exact_loss)
+    share = alone.samples / both.samples
+    assert both.exact_loss == pytest.approx(share * both.sources["one"] + (1 - share) * both.sources["other"])
 
 
 def test_prompts_are_part_of_what_is_measured(trained):

@@ -6,9 +6,17 @@ import pytest
 
 from latentpt.compare.config import load_comparison
 from latentpt.compare.planning.describe import describe_plan
-from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.planning.folder import write_plan
+from latentpt.compare.planning.plan import make_plan, resolve
+from latentpt.compare.running.execute import execute
 from latentpt.compare.running.launching import Interrupted
-from latentpt.compare.running.speed import expected_speed, measure_speeds, probe_config
+from latentpt.compare.running.speed import (
+    expected_seconds,
+    expected_speed,
+    measure_plan,
+    measure_speeds,
+    probe_config,
+)
 from latentpt.config import ConfigError
 from latentpt.thoughts.cost import schedule_cost
 from latentpt.thoughts.registry import make_method
@@ -18,6 +26,11 @@ from tests.compare.conftest import LATENT, STAGES
 def drawing(**thoughts):
     """An arm with one thought whose number of refinements is not fixed."""
     return {"thoughts": {**LATENT["thoughts"], **thoughts}}
+
+
+def first_steps(config):
+    """What is trained to know the speed of the arm `latent`."""
+    return probe_config(config, "latent", resolve(config, "latent"))
 
 
 def steps(run, seed, count=30, schedules=None):
@@ -52,7 +65,7 @@ def seconds(cost):
     ids=str,
 )
 def test_the_expected_speed_is_that_of_the_mean_step_whatever_few_steps_have_drawn(thoughts, comparison):
-    run = probe_config(comparison(arms={"latent": drawing(**thoughts)}), "latent")
+    run = first_steps(comparison(arms={"latent": drawing(**thoughts)}))
     method = make_method(run.thoughts, run.model)
     mean = sum(
         chance * seconds(schedule_cost(run.model, method, schedule, 16).total)
@@ -63,7 +76,7 @@ def test_the_expected_speed_is_that_of_the_mean_step_whatever_few_steps_have_dra
 
 
 def test_steps_that_drew_one_number_of_several_are_too_few(comparison):
-    run = probe_config(comparison(arms={"latent": drawing(refinements=[0, 3])}), "latent")
+    run = first_steps(comparison(arms={"latent": drawing(refinements=[0, 3])}))
     alike = [make_method(run.thoughts, run.model).schedule(2)] * 8
     with pytest.raises(ConfigError, match=r"the 6 probed steps .* drew one number .* raise probe_steps"):
         expected_speed(run, steps(run, 0, 8, alike))
@@ -72,7 +85,7 @@ def test_steps_that_drew_one_number_of_several_are_too_few(comparison):
 def test_refinements_that_adapt_are_planned_by_the_mean_of_what_was_measured_and_the_plan_says_so(comparison):
     arms = {"vanilla": {}, "latent": drawing(refinements=[0, 4], residual_target=0.1)}
     config = comparison(budget="seconds", amount=10, arms=arms)
-    run = probe_config(config, "latent")
+    run = first_steps(config)
     method = make_method(run.thoughts, run.model)
     lines = steps(run, 0, 30, [method.schedule(4)] * 12 + [method.schedule(0)] * 18)
     speed = expected_speed(run, lines)
@@ -115,3 +128,20 @@ def test_a_probe_that_was_stopped_is_not_a_speed(comparison, trainer, monkeypatc
     monkeypatch.setenv("STOP_AT", "2")
     with pytest.raises(Interrupted, match="the speed of arm latent is not measured yet"):
         measure_speeds(comparison(budget="seconds", amount=10), trainer[0])
+
+
+def test_the_time_of_a_plan_is_known_from_finished_runs_and_from_probes(comparison, trainer, measured):
+    ladder = {"sizes": [2, 3], "budgets": [{"flops": 2e9}, {"flops": 4e9}], "tokens_per_parameter": [0, 1e9]}
+    plan = make_plan(comparison(budget="training_flops", ladder=ladder))
+    write_plan(plan)
+    assert expected_seconds(plan) == {}
+    measure_plan(plan, trainer[0])
+    assert len(trainer[1]()) == 6  # every arm at every size
+    seconds = expected_seconds(plan)
+    for arm in plan.arms:
+        speed = 1000 / (2 if arm.arm == "latent" or arm.arm == "stages" else 1)
+        assert seconds[arm.name] == pytest.approx(arm.tokens / speed, rel=0.02)
+    execute(plan, trainer[0], lambda *_: None)
+    first = plan.arms[0]  # the pretending trainer says that its runs took ten seconds for thrice their tokens
+    assert expected_seconds(plan)[first.name] == pytest.approx(10 / 3, rel=0.01)
+    assert "training one after another" in describe_plan(plan, expected_seconds(plan))
