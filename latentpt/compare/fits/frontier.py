@@ -53,9 +53,8 @@ def frontier(theta: Floats, costs: Costs, flops: float) -> Point:
     grid = costs.grid()
     losses = np.exp(theta[:, LOG_E, None]) + _size_term(theta, grid)
     losses += np.exp(theta[:, LOG_B, None] - theta[:, BETA, None] * np.log(flops / grid.training))
-    best = losses.argmin(1)
-    loss = losses[np.arange(len(theta)), best]
-    return Point(np.full(len(theta), flops), loss, grid.parameters[best], grid.inference[best])
+    loss, parameters, inference = _lowest(losses, grid)
+    return Point(np.full(len(theta), flops), loss, parameters, inference)
 
 
 def least_cost(theta: Floats, costs: Costs, loss: Floats, served: float = 0.0) -> Point:
@@ -65,8 +64,25 @@ def least_cost(theta: Floats, costs: Costs, loss: Floats, served: float = 0.0) -
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         tokens = np.exp((theta[:, LOG_B, None] - np.log(room)) / theta[:, BETA, None])
     flops = np.where(room > 0, tokens, np.inf) * grid.training + served * grid.inference
-    best = flops.argmin(1)
-    return Point(flops[np.arange(len(theta)), best], loss, grid.parameters[best], grid.inference[best])
+    cost, parameters, inference = _lowest(flops, grid)
+    return Point(cost, loss, parameters, inference)
+
+
+def _lowest(values: Floats, grid: Costs) -> tuple[Floats, Floats, Floats]:
+    """Lowest of values [k, grid], the size where it is and its FLOPs per decoded token, each [k].
+
+    Between the points of the grid by the parabola through the lowest and its neighbours, where all three are finite.
+    """
+    rows, best = np.arange(len(values)), values.argmin(1)
+    inner = best.clip(1, values.shape[1] - 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left, middle, right = (values[rows, inner + step] for step in (-1, 0, 1))
+        shift = (left - right) / (left - 2 * middle + right) / 2
+        shift = np.where(np.isfinite(shift) & (inner == best), shift, 0.0).clip(-0.5, 0.5)
+        value = np.where(shift != 0, middle - (left - right) * shift / 4, values[rows, best])
+    place = best + shift
+    points = np.arange(values.shape[1])
+    return value, *(np.exp(np.interp(place, points, np.log(y))) for y in (grid.parameters, grid.inference))
 
 
 def _size_term(theta: Floats, grid: Costs) -> Floats:

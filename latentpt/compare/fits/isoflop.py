@@ -12,12 +12,14 @@ import numpy as np
 
 from latentpt.compare.fits.law import Floats
 
+BEYOND = 100.0
+
 
 class Parabola(NamedTuple):
     """Parabolas fitted to k rows of losses at one budget."""
 
     parameters: Floats
-    """Size at the lowest point [k]; nan where the curve has none."""
+    """Size at the lowest point [k], at most a hundred times beyond the measured ones; nan where the curve has none."""
     loss: Floats
     """Loss there [k]."""
     factors: Floats
@@ -33,6 +35,7 @@ def parabola(parameters: Floats, losses: Floats) -> Parabola | None:
     middle = float(np.log(parameters).mean())
     factors = losses @ np.linalg.pinv(np.vander(np.log(parameters) - middle, 3)).T
     bend, slope, height = factors.T
+    reach = np.abs(np.log(parameters) - middle).max() + np.log(BEYOND)
     with np.errstate(divide="ignore", invalid="ignore"):
-        at = np.where(bend > 0, -slope / (2 * bend), np.nan)
+        at = np.where(bend > 0, np.clip(-slope / (2 * bend), -reach, reach), np.nan)
     return Parabola(np.exp(at + middle), height + slope * at + bend * at**2, factors, middle)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentpt.compare.fits.draws import Interval
 from latentpt.compare.fits.frontier import frontier
 from latentpt.compare.fits.isoflop import parabola
 from latentpt.compare.fits.law import Design, log_loss
 from latentpt.compare.report.plots import STYLE, Look, looks_of, png
-from latentpt.compare.report.study import ArmStudy, Run, Study
+from latentpt.compare.report.study import ArmStudy, Multiplier, Run, Study
 from latentpt.compare.tables import quantity
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def draw_frontier(study: Study, looks: dict[str, Look]) -> bytes:
                 )
             best = [min(run.loss for run in runs) for runs in by_budget(arm)]
             axes.plot(
-                [runs[0].arm.rung for runs in by_budget(arm)],
+                [runs[0].place[1] for runs in by_budget(arm)],
                 best,
                 look.marker,
                 color=look.colour,
@@ -148,10 +150,12 @@ def draw_multipliers(study: Study, looks: dict[str, Look]) -> bytes:
     import matplotlib.pyplot as plt
 
     arms = [arm for arm in study.arms.values() if arm.multipliers]
-    panels = [("training FLOPs", lambda m: m.training), ("inference FLOPs per token", lambda m: m.inference)]
-    panels += [
-        (f"lifetime FLOPs, {quantity(n)} served", lambda m, n=n: m.lifetime[n]) for n in study.ladder.served
-    ]
+    panels: dict[str, Callable[[Multiplier], Interval]] = {
+        "training FLOPs": lambda found: found.training,
+        "inference FLOPs per token": lambda found: found.inference,
+    }
+    for served in study.ladder.served:
+        panels[f"lifetime FLOPs, {quantity(served)} served"] = partial(lifetime, served=served)
     with plt.rc_context(STYLE):
         figure, drawn = plt.subplots(
             1,
@@ -161,12 +165,19 @@ def draw_multipliers(study: Study, looks: dict[str, Look]) -> bytes:
             sharey=True,
             squeeze=False,
         )
-        for axes, (words, of) in zip(drawn[0], panels, strict=True):
+        for axes, (words, of) in zip(drawn[0], panels.items(), strict=True):
             draw_column(axes, words, [(arm.name, of(arm.multipliers[-1])) for arm in reversed(arms)], looks)
         return png(figure)
 
 
-def draw_column(axes: Axes, words: str, found: Sequence[tuple[str, Any]], looks: dict[str, Look]) -> None:
+def lifetime(found: Multiplier, served: float) -> Interval:
+    """The lifetime multiplier for a number of tokens served."""
+    return found.lifetime[served]
+
+
+def draw_column(
+    axes: Axes, words: str, found: Sequence[tuple[str, Interval]], looks: dict[str, Look]
+) -> None:
     """One kind of multiplier, arm by arm; what is out of reach leaves the panel on the right."""
     finite = [x for _, interval in found for x in interval if np.isfinite(x) and x > 0]
     left, right = (min([*finite, 0.8]) / 1.15, max([*finite, 1.25]) * 1.15)

@@ -57,8 +57,9 @@ def run(arm, seed, noise, worse):
 def test_laws_multipliers_and_phi_are_those_that_made_the_losses(study):
     found = read_study(study())
     vanilla, loop, stages = found.arms.values()
-    assert vanilla.law["a"].low < 0.3 < vanilla.law["a"].high
-    assert vanilla.law["b"].low < 0.35 < vanilla.law["b"].high
+    for name, true in (("a", 0.3), ("b", 0.35)):
+        assert vanilla.law[name].value == pytest.approx(true, abs=0.03)
+        assert vanilla.law[name].high - vanilla.law[name].low < 0.1
     assert loop.phi.low < PHI < loop.phi.high and loop.phi.high - loop.phi.low < 0.4
     assert [m.flops for m in stages.multipliers] == [2e10, 8e10, 3.2e11]
     assert judged(stages.multipliers[-1].training) == -1
@@ -69,7 +70,8 @@ def test_noise_that_hides_the_difference_is_too_small_to_tell(study):
     found = read_study(study(noise=0.2, worse=0.0))
     words = verdicts(found)
     assert words[1].startswith("stages is too small to tell")
-    assert [row[-1] for row in paired_table(found)[1]] == ["too small to tell"] * 6
+    for *_, difference, _, margin, _, _, said in paired_table(found)[1]:
+        assert (said == "too small to tell") == (abs(float(difference)) <= float(margin))
 
 
 def test_paired_differences_take_what_seeds_share_away(study):
