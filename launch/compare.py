@@ -16,8 +16,8 @@ from latentpt.compare.commands import plan, report, run
 from latentpt.compare.config import ComparisonConfig
 from latentpt.compare.running.execute import Share
 from latentpt.compare.running.launching import Interrupted
-from latentpt.config import ConfigError, describe, require_at_least
-from latentpt.data.errors import DataError
+from latentpt.config import describe, require_at_least
+from latentpt.run.exits import STOPPED, exit_code
 
 
 def task(text: str) -> tuple[int, int]:
@@ -62,26 +62,26 @@ def main() -> int:
         help="run: stop after M minutes; trainings save and go on with the next run",
     )
     arguments = parser.parse_intermixed_args()
+    trainer = Path(__file__).resolve().with_name("pretrain.py")
+
+    def compare() -> None:
+        try:
+            require_at_least(arguments, at_once=1, minutes=0)
+            asked = arguments.config, arguments.overrides, trainer
+            if arguments.command == "plan":
+                print(plan(*asked, arguments.probe))
+            elif arguments.command == "run":
+                print(run(*asked, Share(arguments.task, arguments.at_once, arguments.minutes)))
+            else:
+                print(report(*asked))
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; the same command continues") from None
+
     try:
-        require_at_least(arguments, at_once=1, minutes=0)
-        trainer = Path(__file__).resolve().with_name("pretrain.py")
-        asked = arguments.config, arguments.overrides, trainer
-        if arguments.command == "plan":
-            print(plan(*asked, arguments.probe))
-        elif arguments.command == "run":
-            print(run(*asked, Share(arguments.task, arguments.at_once, arguments.minutes)))
-        else:
-            print(report(*asked))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(compare)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 1
-    return 0
+        return STOPPED
 
 
 if __name__ == "__main__":

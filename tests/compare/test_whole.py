@@ -28,7 +28,7 @@ def small_base(**changes):
         "data": {"train": "shards/train", "validation": "shards/validation", "sequence_length": 16},
         "training": {"steps": 6, "batch_samples": 4, "micro_batch": 2},
         "validation": {"every": 2, "samples": 8},
-        "monitor": {"every": 1, "tensorboard": False},
+        "monitor": {"every": 1, "tensorboard": False, "report": False},
         **changes,
     }
     Path("base.yaml").write_text(yaml.safe_dump(base))

@@ -5,6 +5,7 @@ import pytest
 from latentpt.config import ConfigError
 from latentpt.files import exclusive
 from latentpt.run import checkpoints
+from latentpt.run.command import Start
 from latentpt.training.trainer import train
 from tests.training.small import finish, losses, start_ranks, tiny_run
 
@@ -51,7 +52,7 @@ def test_the_newest_intact_checkpoint_is_taken_loudly_and_the_damaged_one_is_kep
         "step-00000006",
         "step-00000008",
     ]
-    assert saved(config)[0].startswith("step-00000004.damaged-")
+    assert saved(config)[0].startswith("step-00000004.set-aside-")
 
 
 def test_without_an_intact_checkpoint_nothing_is_begun_anew_or_removed(text, tmp_path):
@@ -78,9 +79,9 @@ def test_two_trainings_in_one_folder_are_refused_and_the_next_may_start_when_the
         exclusive(config.folder.path),
         pytest.raises(ConfigError, match="is being trained by another process"),
     ):
-        train(config, start)
+        train(config, Start(start))
     assert sorted(tmp_path.rglob("*")) == before
-    assert train(tiny_run(tmp_path / "run", text, training={"steps": 2}), start).step == 2
+    assert train(tiny_run(tmp_path / "run", text, training={"steps": 2}), Start(start)).step == 2
 
 
 @pytest.mark.slow

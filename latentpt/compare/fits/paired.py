@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+
+from latentpt.intervals import student_quantile
 
 Losses = Mapping[tuple[int, int], float]
 """(size, seed) -> loss."""
@@ -29,11 +30,7 @@ class Paired(NamedTuple):
 
     def margin(self, confidence: float) -> float | None:
         """Half of the width of the interval of that confidence."""
-        return (
-            None
-            if self.error is None
-            else float(stats.t.ppf((1 + confidence) / 2, self.freedom) * self.error)
-        )
+        return None if self.error is None else student_quantile(confidence, self.freedom) * self.error
 
 
 def paired(base: Losses, arm: Losses) -> Paired | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from latentpt.compare.config import UNITS, LadderConfig
 from latentpt.compare.planning.plan import Plan, PlannedArm
-from latentpt.compare.tables import duration, quantity, text_table
 from latentpt.config import build
 from latentpt.data.errors import DataError
 from latentpt.data.opening import open_training, open_validation
+from latentpt.pages.tables import duration, quantity, text_table
 from latentpt.run import RunConfig
 
 

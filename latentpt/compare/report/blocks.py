@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from latentpt.compare.tables import html_table, markdown_table, text_table
+from latentpt.pages.document import picture, table
+from latentpt.pages.tables import markdown_table, text_table
 
 
 class Heading(NamedTuple):
@@ -55,10 +55,9 @@ def _html(block: Block) -> str:
         case Words(sentences):
             return "<ul>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences) + "</ul>"
         case Table(_, header, rows):
-            return f'<div class="wide">{html_table(header, rows)}</div>'
+            return f'<div class="wide">{table(header, rows)}</div>'
         case Picture(_, words, content):
-            source = base64.b64encode(content).decode("ascii")
-            return f'<div><img alt="{html.escape(words)}" src="data:image/png;base64,{source}"></div>'
+            return picture(words, content)
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:

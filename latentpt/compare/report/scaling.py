@@ -18,13 +18,14 @@ from latentpt.compare.report.blocks import (
     as_markdown,
     as_text,
 )
-from latentpt.compare.report.page import document
+from latentpt.compare.report.page import head, made_with
 from latentpt.compare.report.published import publish
 from latentpt.compare.report.results import Results
 from latentpt.compare.report.scaling_plots import draw_all
 from latentpt.compare.report.study import ArmStudy, Multiplier, Study, as_data, read_study
-from latentpt.compare.tables import quantity
 from latentpt.files import write_bytes, write_text
+from latentpt.pages.document import document
+from latentpt.pages.tables import quantity
 
 SURE = 0.95  # confidence of a verdict on paired differences, over all arms of a budget together
 
@@ -37,8 +38,9 @@ def write_scaling(results: Results, unigram: float) -> str:
     for block in blocks:
         if isinstance(block, Picture):
             write_bytes(folder / block.name, block.content)
-    write_text(folder / "report.html", document(title, results, as_html(blocks)))
-    write_text(folder / "report.md", f"# {title}\n\n" + as_markdown(blocks))
+    write_text(folder / "report.html", document(title, [*head(title, results), as_html(blocks)]))
+    made = "\\\n".join(made_with(results))  # a backslash keeps the lines apart
+    write_text(folder / "report.md", f"# {title}\n\n{made}\n\n" + as_markdown(blocks))
     tables = {block.name: (block.header, block.rows) for block in blocks if isinstance(block, Table)}
     publish(results, tables, as_data(study))
     return f"{title}\n\n{as_text(blocks)}"

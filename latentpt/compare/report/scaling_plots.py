@@ -12,9 +12,10 @@ from latentpt.compare.fits.draws import Interval
 from latentpt.compare.fits.frontier import frontier
 from latentpt.compare.fits.isoflop import parabola
 from latentpt.compare.fits.law import Design, log_loss
-from latentpt.compare.report.plots import STYLE, Look, looks_of, png
+from latentpt.compare.report.plots import Look, looks_of
 from latentpt.compare.report.study import ArmStudy, Multiplier, Run, Study
-from latentpt.compare.tables import quantity
+from latentpt.pages.drawing import STYLE, png
+from latentpt.pages.tables import quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-CONFIDENCE = 0.95
+from latentpt.intervals import CONFIDENCE, student_quantile
 
 
 class Estimate(NamedTuple):
@@ -48,5 +47,5 @@ def smallest_difference(losses: np.ndarray) -> float | None:
         return None
     noise = losses - losses.mean(1, keepdims=True) - losses.mean(0, keepdims=True) + losses.mean()
     deviation = math.sqrt(float((noise**2).sum()) / freedom)
-    quantile = float(stats.t.ppf(1 - (1 - CONFIDENCE) / (arms - 1) / 2, freedom))
+    quantile = student_quantile(1 - (1 - CONFIDENCE) / (arms - 1), freedom)
     return quantile * deviation * math.sqrt(2 / seeds)

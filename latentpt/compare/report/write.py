@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from latentpt.compare.config import UNITS
-from latentpt.compare.report.page import page
+from latentpt.compare.report.page import made_with, page
 from latentpt.compare.report.plots import draw_costs, draw_finals
 from latentpt.compare.report.published import publish
 from latentpt.compare.report.results import ArmResult, Results, source_table, task_table
-from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
 from latentpt.files import write_bytes, write_text
+from latentpt.pages.document import table
+from latentpt.pages.tables import markdown_table, quantity, text_table
 
 HEADER = [
     "arm",
@@ -42,13 +43,14 @@ def write_report(results: Results, unigram: float) -> str:
         write_bytes(folder / name, picture)
     note, judged = reading(results, unigram), verdict(results)
     pictures = dict(zip(PICTURES.values(), drawn, strict=True))
-    write_text(folder / "report.html", page(results, title, html_table(HEADER, rows), note, judged, pictures))
+    write_text(folder / "report.html", page(results, title, table(HEADER, rows), note, judged, pictures))
     shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
     by_source = source_table(results)
     tables = {"table": (HEADER, rows), "sources": by_source, "tasks": task_table(results)}
     publish(results, {name: table for name, table in tables.items() if len(table[0]) > 1}, study=None)
     below = [markdown_table(*by_source)] if len(by_source[0]) > 1 else []
-    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *below, *shown]
+    made = "\\\n".join(made_with(results))  # a backslash keeps the lines apart
+    markdown = [f"# {title}", made, markdown_table(HEADER, rows), note, *judged, *below, *shown]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     texts = [
         f"--- {arm.name}: {prompt}{text}"

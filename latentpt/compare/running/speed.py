@@ -100,7 +100,7 @@ def probe_config(comparison: ComparisonConfig, name: str, run: RunConfig) -> Run
     return run.model_copy(
         update={
             "training": run.training.model_copy(update={"stop_at": steps}),
-            "monitor": run.monitor.model_copy(update={"every": 1}),
+            "monitor": run.monitor.model_copy(update={"every": 1, "report": False}),
             "validation": run.validation.model_copy(update={"every": steps + 1}),
             "output": str(comparison.folder / "probes" / name),
         }
