@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from latentpt.compare.commands import plan, report, run
-from latentpt.compare.config import ComparisonConfig
+from latentpt.compare.config import ComparisonConfig, LadderConfig
 from latentpt.compare.running.execute import Share
 from latentpt.compare.running.launching import Interrupted
 from latentpt.config import describe, require_at_least
@@ -31,7 +31,7 @@ def task(text: str) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="keys of a comparison:\n" + describe(ComparisonConfig),
+        epilog=f"keys of a comparison:\n{describe(ComparisonConfig)}\n\nkeys of its ladder:\n{describe(LadderConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=["plan", "run", "report"])
