@@ -132,6 +132,9 @@ class ComparisonConfig(Section):
     """Keys outside model size and thoughts in which arms may differ, for example optimizer.lr; others are refused."""
     processes: int | None = None
     """Processes (devices) per training; null means one per GPU, one on a machine without."""
+    threads: int | None = None
+    """CPU threads of a process, on which the last digits of losses depend; null means the cores, divided among the
+    trainings side by side."""
     evaluation_samples: int | None = None
     """Validation samples on which the training forward and exact decoding are compared after training; null means validation.samples."""
     prompts: list[str] = []
@@ -164,7 +167,7 @@ class ComparisonConfig(Section):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{key} must be a positive number, got {value}")
-        for key in ("evaluation_samples", "probe_steps", "processes"):
+        for key in ("evaluation_samples", "probe_steps", "processes", "threads"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key} must be at least 1, got {value}")
@@ -205,6 +208,11 @@ class ComparisonConfig(Section):
     def spending(self, arm: str) -> Spending:
         """What `arm` gets more or less of to meet the budget."""
         return self.spend_of.get(arm, self.spend)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment of its trainings must say."""
+        return {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
 
     @property
     def folder(self) -> Path:

@@ -126,6 +126,7 @@ class Crew:
         own = device_of(place) if processes == 1 and self.at_once > 1 else {}
         log = plan.comparison.folder / "logs" / f"{name}.log"
         config = plan.config_path(arm.name, seed)
+        own |= plan.comparison.environment
         launch(self.script, config, processes, lock, self.stopping, log, own, self.at_once)
         if not finished(folder):
             raise Interrupted(f"{folder} stopped before its end; the same command continues it")

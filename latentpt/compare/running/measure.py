@@ -94,6 +94,8 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
     if known is not None:
         return known
     of = subject(plan, arm, seed)
+    if plan.comparison.threads is not None:
+        torch.set_num_threads(plan.comparison.threads)
     model, run = load_model(plan.run_folder(arm, seed))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = sample_limit(plan, run)

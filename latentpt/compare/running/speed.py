@@ -115,7 +115,7 @@ def probe(
     shutil.rmtree(folder, ignore_errors=True)
     config = folder.with_suffix(".yaml")
     write_text(config, to_yaml(run))
-    launch(script, config, comparison.processes, lock, stopping)
+    launch(script, config, comparison.processes, lock, stopping, environment=comparison.environment)
     lines = [line for line in read_metrics(RunFolder(folder).metrics) if line["kind"] == "train"]
     if len(lines) < min(comparison.probe_steps, run.steps):
         raise Interrupted(f"the speed of arm {name} is not measured yet; the same command goes on")

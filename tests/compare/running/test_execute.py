@@ -89,6 +89,18 @@ def test_what_a_training_says_is_kept_and_named_where_it_fails(plan, trainer, me
     assert {"hello", "world"} == set(Path("out/logs/stages-seed0.log").read_text().split())
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_threads_that_are_asked_for_are_those_of_every_training_however_many_run(
+    comparison, trainer, measured, monkeypatch, at_once
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    trainer[0].write_text(trainer[0].read_text() + "\nprint(os.environ['OMP_NUM_THREADS'])\n")
+    plan = make_plan(comparison(threads=2))
+    write_plan(plan)
+    execute(plan, trainer[0], measured[0], Share(at_once=at_once))
+    assert {path.read_text() for path in Path("out/logs").iterdir()} == {"2\n"}
+
+
 def test_a_run_folder_of_another_configuration_is_not_trained_on(plan, trainer, measured):
     folder = plan.run_folder("latent", 0)
     folder.mkdir(parents=True)
