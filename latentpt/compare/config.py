@@ -1,8 +1,9 @@
-"""Configuration of a comparison: one base run, a list of arms, and what all arms get equally much of."""
+"""Configuration of a comparison: one base run, a list of arms, and what all arms get equally much of; or a ladder of it."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from pydantic import model_validator
 from latentpt.config import ConfigError, Section, load_config, nearest
 
 Budget = Literal["tokens", "training_flops", "inference_flops", "seconds"]
-Spending = Literal["tokens", "layers", "width"]
+Spending = Literal["tokens", "layers", "width", "triple"]
 
 UNITS: dict[Budget, str] = {
     "tokens": "training tokens",
@@ -20,6 +21,86 @@ UNITS: dict[Budget, str] = {
     "inference_flops": "inference FLOPs per token",
     "seconds": "seconds of training",
 }
+
+
+class Rung(Section):
+    """One training budget of a ladder."""
+
+    flops: float
+    """Training FLOPs of every run."""
+    seeds: int | None = None
+    """How many of the comparison's seeds are trained at this budget, the first ones; null means all."""
+
+
+class LadderConfig(Section):
+    """A study over sizes and training budgets. Every arm is trained at every size for every budget, by one stated rule.
+
+    A size is a number of layers; the width follows from it, so that one dial sets both:
+    hidden_size = aspect * layers, rounded to whole heads of the base's head width.
+    """
+
+    sizes: list[int]
+    """The sizes, growing: numbers of layers, or of heads where the depth is held."""
+    aspect: float | None = None
+    """Width for each layer; null means that of the base."""
+    hold: Literal["aspect", "width", "depth"] = "aspect"
+    """What the sizes keep: aspect (depth and width grow together), the base's width (iso-width: layers grow) or the base's
+    depth (iso-depth: heads, and with them the width, grow)."""
+    budgets: list[Rung]
+    """The budgets, growing."""
+    tokens_per_parameter: tuple[float, float] = (5.0, 500.0)
+    """Runs outside of this range of training tokens per non-embedding parameter are left out."""
+    lr_power: float = 0.5
+    """optimizer.lr of a run is the base's times (base width / width) ** lr_power; 0 keeps it, 1 is muP's rule for matrices."""
+    weight_decay: Literal["fixed", "timescale"] = "fixed"
+    """fixed: the base's in every run; timescale: such that lr * weight_decay * steps is that of the base, so that AdamW
+    averages over the same share of every training (arXiv 2405.13698)."""
+    sweep: list[float] = []
+    """Factors on optimizer.lr that every arm tries first (smallest budget, middle size, first seed); each arm keeps its
+    best. The cost is counted. Empty: no arm is tuned."""
+    points: int = 20
+    """Validation points along every training."""
+    served: list[float] = []
+    """Numbers of tokens served after training, for the lifetime multiplier."""
+    draws: int = 1000
+    """Bootstrap draws behind every interval."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LadderConfig:
+        flops = [rung.flops for rung in self.budgets]
+        for key, values in (("sizes", self.sizes), ("budgets", flops)):
+            if not values or values != sorted(set(values)) or not all(0 < v < math.inf for v in values):
+                raise ValueError(f"ladder.{key} must be growing positive numbers, got {values}")
+        for key, values in (("sweep", self.sweep), ("served", self.served)):
+            if not all(0 < value < math.inf for value in values):
+                raise ValueError(f"ladder.{key} must be positive numbers, got {values}")
+        low, high = self.tokens_per_parameter
+        if not 0 <= low < high:
+            raise ValueError(
+                f"ladder.tokens_per_parameter must be [low, high] with low < high, got {[low, high]}"
+            )
+        if self.aspect is not None and not 0 < self.aspect < math.inf:
+            raise ValueError(f"ladder.aspect must be positive, got {self.aspect}")
+        for key, least in (("points", 1), ("draws", 100)):
+            if getattr(self, key) < least:
+                raise ValueError(f"ladder.{key} must be at least {least}, got {getattr(self, key)}")
+        for rung in self.budgets:
+            if rung.seeds is not None and rung.seeds < 1:
+                raise ValueError(f"ladder.budgets: seeds must be at least 1, got {rung.seeds}")
+        return self
+
+
+class TasksConfig(Section):
+    """Downstream tasks that every trained model is given, as `launch/eval.py` does."""
+
+    names: list[str] = []
+    """Tasks, such as lambada_openai; empty: none."""
+    data: str | None = None
+    """Folder of the tasks' files; null means where `launch/eval.py` looks."""
+    fewshot: int = 0
+    """Solved examples before each question."""
+    limit: int | None = None
+    """Questions of each task; null means all."""
 
 
 class ComparisonConfig(Section):
@@ -38,7 +119,9 @@ class ComparisonConfig(Section):
     amount: float | None = None
     """Size of the budget in its unit; null means what the reference arm uses as configured."""
     spend: Spending = "tokens"
-    """What an arm that is cheaper than the budget gets more of (a dearer one less): tokens, layers or width."""
+    """What an arm that is cheaper than the budget gets more of (a dearer one less): tokens; layers (the width is held:
+    iso-width); width (the depth is held: iso-depth); triple: depth and width are held, key and value heads match the KV
+    bytes of a token, the MLP the parameters, tokens the training FLOPs."""
     spend_of: dict[str, Spending] = {}
     """Arms with another `spend` than the rest."""
     tolerance: float = 0.05
@@ -49,12 +132,19 @@ class ComparisonConfig(Section):
     """Keys outside model size and thoughts in which arms may differ, for example optimizer.lr; others are refused."""
     processes: int | None = None
     """Processes (devices) per training; null means one per GPU, one on a machine without."""
+    threads: int | None = None
+    """CPU threads of a process, on which the last digits of losses depend; null means the cores, divided among the
+    trainings side by side."""
     evaluation_samples: int | None = None
     """Validation samples on which the training forward and exact decoding are compared after training; null means validation.samples."""
     prompts: list[str] = []
     """Texts that every arm continues in the report."""
+    tasks: TasksConfig = TasksConfig()
+    """Downstream tasks in the report."""
     probe_steps: int = 30
-    """Steps that measure an arm's speed when the budget is in seconds."""
+    """Steps that measure an arm's speed when the budget is in seconds, or with `plan --probe`."""
+    ladder: LadderConfig | None = None
+    """Sizes and budgets of a scaling study; null compares at one size and one budget."""
 
     @model_validator(mode="after")
     def _check(self) -> ComparisonConfig:
@@ -75,12 +165,19 @@ class ComparisonConfig(Section):
             raise ValueError(f"seeds must be a list of different numbers, got {self.seeds}")
         for key in ("amount", "tolerance"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ValueError(f"{key} must be positive, got {value}")
-        for key in ("evaluation_samples", "probe_steps", "processes"):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{key} must be a positive number, got {value}")
+        for key in ("evaluation_samples", "probe_steps", "processes", "threads"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key} must be at least 1, got {value}")
+        if self.ladder is not None:
+            self._check_ladder(self.ladder)
+        for name in self.arms:
+            if self.spending(name) == "triple" and self.budget != "training_flops":
+                raise ValueError(
+                    f"arm {name}: spend = triple matches training FLOPs too; set budget to training_flops"
+                )
         if self.budget == "inference_flops":
             for name in self.arms:
                 if name != self.reference_arm and self.spending(name) == "tokens":
@@ -90,6 +187,19 @@ class ComparisonConfig(Section):
                     )
         return self
 
+    def _check_ladder(self, ladder: LadderConfig) -> None:
+        if self.budget != "training_flops" or self.amount is not None:
+            raise ValueError(
+                "a comparison with a ladder has its budgets there; set budget to training_flops and amount to null"
+            )
+        if any(self.spending(name) != "tokens" for name in self.arms):
+            raise ValueError("arms of a ladder spend tokens; `ladder.hold` says what its sizes keep")
+        for rung in ladder.budgets:
+            if rung.seeds is not None and rung.seeds > len(self.seeds):
+                raise ValueError(
+                    f"ladder.budgets asks for {rung.seeds} seeds, but seeds has {len(self.seeds)}: {self.seeds}"
+                )
+
     @property
     def reference_arm(self) -> str:
         """Arm that sets the budget."""
@@ -98,6 +208,11 @@ class ComparisonConfig(Section):
     def spending(self, arm: str) -> Spending:
         """What `arm` gets more or less of to meet the budget."""
         return self.spend_of.get(arm, self.spend)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment of its trainings must say."""
+        return {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
 
     @property
     def folder(self) -> Path:
