@@ -143,7 +143,9 @@ def task_metrics(
     writer = Writer(model, find_tokenizer(data_folders(run.data), model))
     answers = Answers(path.with_suffix(".answers.jsonl"), identity(model, "exact"))
     adapter = make_adapter(writer, MICRO_BATCH, "exact", answers)
-    return run_tasks(adapter, asked.names, task_data(asked.data), asked.fewshot, asked.limit, online=False)
+    data = task_data(asked.data)
+    found = run_tasks(adapter, asked.names, data, asked.fewshot, asked.limit, online=False)
+    return {name: figures.metrics for name, figures in found.items()}
 
 
 def continuations(model: LanguageModel, run: RunConfig, prompts: list[str]) -> dict[str, str]:

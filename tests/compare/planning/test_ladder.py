@@ -130,11 +130,11 @@ def test_a_ladder_is_written_read_and_described(climb):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ladder": {**LADDER, "sizes": [3, 2]}}, "ladder.sizes must be growing positive numbers"),
-        ({"ladder": {**LADDER, "budgets": [{"flops": math.nan}]}}, "ladder.budgets must be growing positive"),
+        ({"ladder": {**LADDER, "sizes": [3, 2]}}, "ladder.sizes must be growing numbers"),
+        ({"ladder": {**LADDER, "budgets": [{"flops": math.nan}]}}, "ladder.budgets must be a list of"),
         ({"ladder": {**LADDER, "tokens_per_parameter": [9, 3]}}, "low < high"),
-        ({"ladder": {**LADDER, "served": [0]}}, "ladder.served must be positive"),
-        ({"ladder": {**LADDER, "draws": 3}}, "ladder.draws must be at least 100"),
+        ({"ladder": {**LADDER, "served": [0]}}, "ladder.served must be a list of a positive number"),
+        ({"ladder": {**LADDER, "draws": 3}}, "ladder.draws must be a whole number from 100 to 1000000"),
         (
             {"ladder": {**LADDER, "budgets": [{"flops": 1e9, "seeds": 4}]}},
             "asks for 4 seeds, but seeds has 1",
