@@ -27,7 +27,7 @@ from tests.docs.commands import DOCUMENTS, ROOT, Command, read_commands
 OWN = (
     "corpus*", "raw*", "eval*", "../shared*", "gpt-neox-20b*", "gpt2*", "llama-3.2-1b*", "pythia/*", "20B_tokenizer.json",
     "data/pile*", "data/books", "data/code", "data/gsm8k*", "dataset*", "train.bin", "data00.bin", "stories260K.bin",
-    "tok512.model", "hf*", "prompts.jsonl", "questions.json", "runs/X", "X", "*PonderLM-2", "x",
+    "tok512.model", "hf*", "prompts.jsonl", "questions.json", "runs/X", "runs/FINETUNED", "X", "*PonderLM-2", "x",
 )  # fmt: skip
 # Options that name something to read.
 READS = ("config", "suite", "input", "tokenizer", "run", "model", "file", "report", "ask", "export", "evaluation", "data",
@@ -214,7 +214,9 @@ def test_messages_about_missing_packages_name_a_command_that_installs_them():
     said = {path: re.findall(r"install (?:-|latentpt).*", path.read_text()) for path in sources}
     found = [(path.name, line) for path, lines in said.items() for line in lines]
     wanted = {line: re.match(r"install -c constraints\.txt -e '\.\[(\w+)\]'", line) for _, line in found}
-    assert len(found) >= 5 and not [line for line, fits in wanted.items() if not fits or fits[1] not in extras]
+    assert len(found) >= 5 and not [
+        line for line, fits in wanted.items() if not fits or fits[1] not in extras
+    ]
 
 
 WRONG = """
