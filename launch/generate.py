@@ -93,7 +93,7 @@ def generate(args: argparse.Namespace) -> None:
 
         if commands.is_finetuned(args):
             commands.generate(args)
-            return 0
+            return
         source = open_source(args)
         tokenizer = source.tokenizer()
         begin = None if args.bos is None else beginning_token(tokenizer, args.bos)

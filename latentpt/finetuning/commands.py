@@ -29,6 +29,8 @@ UNUSED: dict[str, tuple[Any, str]] = {
     "top_p": (1.0, GREEDY),
     "repetition_penalty": (1.0, GREEDY),
     "stop": ([], "its end token ends an answer"),
+    "bos": (None, "its markers say where a question begins"),
+    "ids": (None, "it takes questions as text"),
     "show_thoughts": (0, "launch/finetune.py --report shows what its latents hold"),
     "prefill": ("exact", "its questions are read exactly"),
     "prefill_chunk": (None, "its questions are read at once"),
