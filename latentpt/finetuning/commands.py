@@ -71,9 +71,8 @@ def generate(arguments: argparse.Namespace) -> None:
         return ask(model, questions, arguments.max_new_tokens, arguments.batch_size)
 
     if arguments.file is None:
-        questions: Any = arguments.prompt or _typed()
-        for question in [questions] if arguments.prompt else ([line] for line in questions):
-            print("\n\n".join(map("{}\n{}".format, question, answers(question))), flush=True)
+        for questions in [arguments.prompt] if arguments.prompt else ([line] for line in _typed()):
+            print("\n\n".join(map("{}\n{}".format, questions, answers(questions))), flush=True)
         return
     records = list(_records(Path(arguments.file)))
     texts = answers([record["prompt"] for record in records])

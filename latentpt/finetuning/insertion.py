@@ -6,6 +6,7 @@ The file makes an interrupted stage go on with the same latents although the wei
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,13 +44,14 @@ class Insertions:
             self.known[stage.number] = json.loads(self.path(stage).read_text(encoding="utf-8"))
         return self.known[stage.number][index]
 
-    def make(self, stage: Stage, recipe: Recipe) -> None:
-        """Score every row by the weights reached and draw its latents; collective."""
+    def make(self, stage: Stage, recipe: Recipe, mark: Callable[[str], None]) -> None:
+        """Score every row by the weights reached and draw its latents, telling `mark` how far it is; collective."""
         assert stage.insertion is not None
         rank, world = dist.get_rank(), dist.get_world_size()
         micro = self.config.answers.batch
         found: dict[int, list[int]] = {}
         for first in range(0, len(self.rows), micro * world):
+            mark(f"latents of stage {stage.number} from row {first}")
             # Ranks run equally many forwards; one whose share is empty repeats the first rows.
             mine = list(range(len(self.rows)))[first + rank * micro :][:micro] or [0]
             plain = [plain_row(self.rows[index]) for index in mine]

@@ -8,6 +8,7 @@ OUTPUT/table.md, report.html
 
 from __future__ import annotations
 
+import html
 import json
 import statistics
 import subprocess
@@ -100,9 +101,10 @@ def run_suite(config: SuiteConfig, trainer: Path) -> str:
                 waiting[name, seed] = pool.submit(_run, config.run_config(name, seed), trainer, before)
         for future in waiting.values():
             future.result()
-    text = table(config)
+    rows = table(config)
+    text = "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
     write_text(Path(config.output) / "table.md", text + "\n")
-    write_text(Path(config.output) / "report.html", suite_page(config, text))
+    write_text(Path(config.output) / "report.html", suite_page(config, rows))
     return text
 
 
@@ -136,20 +138,20 @@ def outcomes(config: SuiteConfig, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def table(config: SuiteConfig) -> str:
-    """Markdown: an arm a line, accuracy on every test set as mean and standard deviation over seeds."""
+def table(config: SuiteConfig) -> list[list[str]]:
+    """An arm a row below the heads, accuracy on every test set as mean and standard deviation over seeds."""
     arms = {name: outcomes(config, name) for name in config.arms}
     tests = sorted({test for runs in arms.values() for run in runs for test in run["test"]})
-    head = [
+    heads = [
         "arm",
         *(f"{test}, accuracy %" for test in tests),
         "tokens",
         "latents",
         "another's latents",
         "seconds",
-        "",
+        "what it is",
     ]
-    lines = [head, ["---"] * len(head)]
+    lines = [heads]
     for name, runs in arms.items():
         if not runs:
             continue
@@ -160,7 +162,7 @@ def table(config: SuiteConfig) -> str:
         cells.append(_spread([value for value in swapped if value is not None]))
         cells.append(_spread([run["seconds"] for run in runs]))
         lines.append([name, *cells, config.arms[name].note])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _swap(report: Mapping[str, Any] | None) -> float | None:
@@ -178,11 +180,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
-def suite_page(config: SuiteConfig, text: str) -> str:
-    """The table and the curves of every arm's first seed, and what each run says about its latents."""
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+def suite_page(config: SuiteConfig, rows: Sequence[Sequence[str]]) -> str:
+    """The table, the curves of every seed, and what each run says about its latents."""
     cells = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows if row[0] != "---"
+        "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
+        for kind, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
     )
     seeds = {seed: {name: _accuracies(config, name, seed) for name in config.arms} for seed in config.seeds}
     parts = ["<h1>Latent fine-tuning, arm by arm</h1>", f"<table>{cells}</table>"]

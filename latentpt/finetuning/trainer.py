@@ -146,7 +146,7 @@ class FineTuner(Loop[FinetuneConfig]):
         """A stage begins: its data is made, its optimizer may start anew."""
         if moment.stage.insertion is not None:
             with self.clock:
-                self.insertions.make(moment.stage, self.recipe)
+                self.insertions.make(moment.stage, self.recipe, self.mark)
         if moment.stage.reset:
             shapes = self.engine.shapes
             zeros = ((name, {key: torch.zeros(shape) for key in MOMENTS}) for name, shape in shapes.items())
@@ -272,13 +272,18 @@ class FineTuner(Loop[FinetuneConfig]):
         mine = questions if alone else questions[self.rank :: self.world]
         settings = self.config.answers
         found = self.engine.call(
-            answer, recipe, self.tokenizer, mine, settings.batch, settings.max_new_tokens, stage.fill
-        )
+            answer, recipe, self.tokenizer, mine, settings.batch, settings.max_new_tokens, stage.fill, None, None,
+            self.answering,
+        )  # fmt: skip
         sums = torch.tensor(list(found), dtype=torch.float64, device=self.device)
         if not alone:
             dist.all_reduce(sums)
         right, asked, tokens, thought = map(int, sums.tolist())
         return right, asked, tokens, thought
+
+    def answering(self, count: int) -> None:
+        """A batch of questions has been answered."""
+        self.mark(f"answers after step {self.progress.step}")
 
     def validation_loss(self, moment: Moment) -> float:
         """Mean nats per learnt token of the validation questions at a stage, in plain text for lt_tuning."""
@@ -295,6 +300,7 @@ class FineTuner(Loop[FinetuneConfig]):
         refills = self.config.training.refills if self.jacobi(stage) else None
         fill = self.reasoner.fill(self.recipe, stage.fill)
         for first in range(0, len(rows), together):
+            self.mark(f"validation after step {self.progress.step}")
             of_all = rows[first : first + together]
             # A rank without rows of its own runs the model all the same: others may wait for its parameters.
             mine = of_all[self.rank * micro :][:micro]
@@ -332,7 +338,9 @@ class FineTuner(Loop[FinetuneConfig]):
 
     def summary(self) -> dict[str, Any]:
         """Accuracies."""
-        return {"best_validation_accuracy": self.best, "test": self.test()}
+        tests = self.test()
+        dist.barrier()  # the other ranks stay, and are seen to live, while the first one measures
+        return {"best_validation_accuracy": self.best, "test": tests}
 
     def conclude(self) -> None:
         """The page that says whether the latents did anything."""
@@ -350,11 +358,13 @@ class FineTuner(Loop[FinetuneConfig]):
         reasoner.to(self.device)
         settings, found = self.config.answers, {}
         for name, path in self.config.data.test.items():
-            self.mark(f"test {name}")
             questions, notes = usable_questions(
                 self.config, path, None, f"data.test.{name}", tokenizer, self.plan.stages, recipe, []
             )
-            result = answer(reasoner, recipe, tokenizer, questions, settings.batch, settings.max_new_tokens)
+            result = answer(
+                reasoner, recipe, tokenizer, questions, settings.batch, settings.max_new_tokens, None, None, None,
+                self.answering,
+            )  # fmt: skip
             found[name] = {
                 "accuracy": result.right / result.asked,
                 "rows": result.asked,
