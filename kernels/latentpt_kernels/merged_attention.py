@@ -37,10 +37,11 @@ def forward(
             if out is None or lse is None:
                 out = torch.zeros_like(q, dtype=wide)
                 lse = q.new_full(q.shape[:3], float("-inf"), dtype=wide)
-            merged = torch.logaddexp(lse[:, :, rows], part_lse)
-            keep = (lse[:, :, rows] - merged).exp_().unsqueeze(-1)
-            out[:, :, rows] = out[:, :, rows] * keep + part * (part_lse - merged).exp_().unsqueeze(-1)
-            lse[:, :, rows] = merged
+            here, here_lse = out[:, :, rows], lse[:, :, rows]
+            merged = torch.logaddexp(here_lse, part_lse)
+            keep, add = ((known - merged).exp_().unsqueeze(-1) for known in (here_lse, part_lse))
+            here.mul_(keep).addcmul_(part.to(wide), add)
+            here_lse.copy_(merged)
     if out is None or lse is None:  # no query sees any key
         return torch.zeros_like(q), q.new_full(q.shape[:3], float("-inf"), dtype=wide)
     return out.to(q.dtype), lse
@@ -129,7 +130,7 @@ def _put(total: Tensor | None, like: Tensor, rows: slice, part: Tensor) -> Tenso
         total[:, :, rows] = part
         return total
     total = total.to(wide)
-    total[:, :, rows] += part
+    total[:, :, rows].add_(part)
     return total
 
 
