@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from latentpt.config import ConfigError, build
 from latentpt.data.tokenizer import Tokenizer
-from latentpt.hub.convert import check_expressible, check_tensors, from_hf, to_hf
+from latentpt.hub.convert import check_expressible, check_tensors, from_hf, stock_scale, to_hf
 from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES
 from latentpt.hub.llama2c import read_llama2c
 from latentpt.hub.pieces import to_tokenizers
@@ -31,28 +31,6 @@ from latentpt.thoughts.model import LanguageModel
 SHARD_BYTES = 4 << 30
 """Largest weight file of an export."""
 
-
-class _Ends(NamedTuple):
-    """Parameters before the first and after the last block of an architecture."""
-
-    tables: tuple[str, ...]
-    norm: tuple[str, ...]
-    head: str
-
-
-_ENDS = {
-    "gpt_neox": _Ends(
-        ("gpt_neox.embed_in.weight",),
-        ("gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias"),
-        "embed_out.weight",
-    ),
-    "llama": _Ends(("model.embed_tokens.weight",), ("model.norm.weight",), "lm_head.weight"),
-    "gpt2": _Ends(
-        ("transformer.wte.weight", "transformer.wpe.weight"),
-        ("transformer.ln_f.weight", "transformer.ln_f.bias"),
-        "lm_head.weight",
-    ),
-}
 
 _MODELING = Path(__file__).with_name("modeling_latentpt.py")
 _OWN_CLASS = "LatentptForCausalLM"
@@ -68,8 +46,8 @@ def load_folder(path: str | Path, thoughts: Mapping[str, Any] | None = None) -> 
     """A model from a Hugging Face folder, an export of ours, a published checkpoint or a llama2.c .bin file.
 
     `thoughts` are fields of ThoughtsConfig that go before what the folder says. A folder that says nothing about
-    thoughts is a plain model: given a thought method, its token slots read what they always did (embed_scale 1), so
-    that a continued training starts where the old one ended. Weights keep their dtype; the model is in evaluation mode.
+    thoughts is a plain model: given a thought method, its token slots read what they always did (embed_scale 1, or the
+    architecture's own), so that a continued training starts where the old one ended. Weights keep their dtype; the model is in evaluation mode.
     Raises ConfigError, naming the file or tensor, for whatever does not fit.
     """
     path = Path(path)
@@ -86,7 +64,7 @@ def load_folder(path: str | Path, thoughts: Mapping[str, Any] | None = None) -> 
             return _from_export(config, state, thoughts or {}).eval()
         given = dict(thoughts or {})
         if "latentpt" not in config and published_thoughts(config) is None:
-            given.setdefault("embed_scale", 1.0)
+            given.setdefault("embed_scale", stock_scale(config))
         return from_hf(config, state, given).eval()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -174,20 +152,23 @@ def loading_class(model: LanguageModel) -> str:
 
 
 def _stock(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of the stock class, which knows no embedding scale c: the tables are multiplied by it.
+    """Configuration and weights of the stock class, whose embedding scale is its own: the tables make up for c.
 
     A tied head reads the same table, so the final norm is divided by c: (c W_e) (h / c) = W_e h.
     """
     config, state = to_hf(model)
     del config["latentpt"]
-    scale = model.method.embed_scale
-    ends = _ENDS[config["model_type"]]
-    for name in ends.tables:
-        state[name] = state[name] * scale
+    scale = model.method.embed_scale / stock_scale(config)
+    rules = LAYOUTS[config["model_type"]].rules(model.config)
+    theirs = {rule.ours: rule.theirs[0] for rule in rules}
+    for ours in ("embedding.weight", "position_embedding.weight"):
+        if ours in theirs and scale != 1:
+            state[theirs[ours]] = state[theirs[ours]] * scale
     if model.config.tie_embeddings:
-        state.pop(ends.head)
-        for name in ends.norm:
-            state[name] = state[name] / scale
+        state.pop(theirs["head.weight"])
+        for ours, offset in (("norm.weight", model.config.norm_offset), ("norm.bias", 0.0)):
+            if ours in theirs and scale != 1:
+                state[theirs[ours]] = (state[theirs[ours]] + offset) / scale - offset
     return config, state
 
 

@@ -1,4 +1,4 @@
-"""The decoder: one trunk for three families. It knows nothing of thoughts beyond cells that lie in slots.
+"""The decoder: one trunk for all families. It knows nothing of thoughts beyond cells that lie in slots.
 
 Shapes: B rows, L positions, S slots per position, R slots that are read, d width, V vocabulary.
 """
@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from latentpt.modeling.attention import Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import linear_cross_entropy
+from latentpt.modeling.loss import linear_cross_entropy, soft_cap
+from latentpt.modeling.norms import make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -33,43 +34,44 @@ class Ran(NamedTuple):
     """The stream before the layer that was tapped, [B, L, S, d]."""
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm or RMSNorm over the width."""
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.hidden_size, eps=config.norm_eps)
-
-
 class MLP(nn.Module):
-    """d -> ff -> d with GELU, or SwiGLU(x) = W_down(silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202)."""
+    """d -> ff -> d with GELU, or with a gate, W_down(silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
-        width = config.mlp_size * (2 if self.activation == "swiglu" else 1)
+        self.activation, self.gated = config.activation, config.gated
+        width = config.mlp_size * (2 if self.gated else 1)
         self.up = Linear(config.hidden_size, width, bias=config.bias)
         self.down = Linear(config.mlp_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
         h = self.up(x)
-        if self.activation == "swiglu":
+        if self.gated:
             gate, value = h.chunk(2, dim=-1)
-            h = F.silu(gate) * value
-        else:
-            h = F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.down(h)
+            return self.down(self.bend(gate) * value)
+        return self.down(self.bend(h))
+
+    def bend(self, h: Tensor) -> Tensor:
+        """The non-linearity."""
+        if self.activation == "swiglu":
+            return F.silu(h)
+        return F.gelu(h, approximate="none" if self.activation == "gelu" else "tanh")
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, side by side (GPT-NeoX) or one after the other."""
+    """One layer: attention and MLP, side by side (GPT-NeoX) or one after the other, normalised before, after or both."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.attention_norm = make_norm(config)
+        before, after = config.norm_place != "post", config.norm_place != "pre"
+        self.attention_norm = make_norm(config) if before else nn.Identity()
         self.attention = Attention(config, backend)
-        self.mlp_norm = make_norm(config)
+        self.attention_post_norm = make_norm(config) if after else nn.Identity()
+        self.mlp_norm = make_norm(config) if before else nn.Identity()
         self.mlp = MLP(config)
+        self.mlp_post_norm = make_norm(config) if after else nn.Identity()
 
     def forward(
         self,
@@ -86,12 +88,13 @@ class Block(nn.Module):
             assert memory is not None
             x = injection.residual(x, memory)
         attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
+        attended = self.attention_post_norm(attended)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
-            return x + attended + self.mlp(self.mlp_norm(x)), kv
+            return x + attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), kv
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
 
 
 class Head(Linear):
@@ -99,12 +102,17 @@ class Head(Linear):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self.cap = config.logit_softcap
+
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Logits [.., V] by the matrix that is handed in, which mixtures gather by themselves."""
+        return soft_cap(self.multiply(hidden, weight), self.cap)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits [.., V], or with targets the summed cross-entropy in nats."""
         if targets is None:
-            return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten())
+            return self.logits(hidden, self.weight)
+        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten(), cap=self.cap)
 
 
 class Decoder(nn.Module):
@@ -129,7 +137,7 @@ class Decoder(nn.Module):
         """Rotary angles of int positions [L] or [B, L]; None for learned positions."""
         if self.config.positions == "learned":
             return None
-        return rotary(positions, self.config.rotary_size, self.config.rope_theta)
+        return rotary(positions, self.config)
 
     def run(
         self,
@@ -171,15 +179,15 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int, std: float, residual_std: float) -> None:
-    """Truncated normal, cut at 3 std, for every matrix of the module; norms 1 and 0, biases 0.
+def initialize(module: nn.Module, seed: int, std: float, residual_std: float, norm: float = 1.0) -> None:
+    """Truncated normal, cut at 3 std, for every matrix of the module; norms `norm` and 0, biases 0.
 
     Attention-out and MLP-down, which write to the residual stream, take `residual_std`. A parameter's values depend on
     the seed and its name alone.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            parameter.fill_(norm if name.endswith("norm.weight") else 0.0)
             continue
         spread = residual_std if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
         values = torch.empty(parameter.shape, dtype=torch.float32)

@@ -17,10 +17,15 @@ FEWEST_ROWS = 256
 """Batches of as few rows are not divided: products of fewer rows are slower."""
 
 
+def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(z / cap), or z itself (Gemma 2, arXiv 2408.00118, section 2)."""
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS, cap: float | None = None
 ) -> Tensor:
-    """Sum over rows of -log softmax(hidden W^T)[target] in nats, rows with target -100 left out.
+    """Sum over rows of -log softmax(hidden W^T)[target] in nats, rows with target -100 left out; `cap` as for soft_cap.
 
     hidden [M, d], weight [V, d], targets int64 [M]; returns a float32 (or float64) scalar. When a gradient is wanted
     it is computed chunk by chunk in the same sweep, so that each chunk's logits are made once (three matrix
@@ -32,14 +37,16 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # autograd functions ask for the gradients of parameters all the same
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        if dispatch.wanted(hidden):
+        if cap is None and dispatch.wanted(hidden):
             return latentpt_kernels.linear_cross_entropy(hidden, weight, targets, IGNORE)
-        return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, cap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, cap: float | None
+    ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -56,6 +63,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             picked = targets[rows].clamp(min=0)[:, None]
             product = torch.mm(hidden[rows], weight.T, out=products[: len(picked)])
             logits = product if widened is None else widened[: len(picked)].copy_(product)
+            slope = None  # of the cap
+            if cap is not None:
+                share = logits.div_(cap).tanh_()
+                slope = 1 - share * share
+                logits = share.mul_(cap)
             # -log softmax(logits)[target] = log sum exp(logits - top) + top - logits[target], one exponential each
             top, target = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked)
             exponentials = logits.sub_(top).exp_()
@@ -66,6 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # d loss / d logits = softmax(logits) - onehot(target), in place of the logits
             delta = exponentials.mul_(counted / total)
             delta = delta.scatter_add_(1, picked, -counted.to(wide))
+            delta = delta if slope is None else delta.mul_(slope)
             delta = delta if widened is None else product.copy_(delta)
             if grad_hidden is not None:
                 torch.mm(delta, weight, out=grad_hidden[rows])
@@ -84,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden.mul_(grad)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
