@@ -2,6 +2,7 @@
 
     deepspeed launch/pretrain.py --config configs/pythia-410m-latent1.yaml data.train=data/pile optimizer.lr=3e-4
     python launch/pretrain.py --config ...                 one process, no launcher
+    python launch/pretrain.py --config configs/continue.yaml training.start_from=hf/pythia-70m data.train=data/pile
 
 A training whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the
 state saved after the current step, with exit code 0.
@@ -13,7 +14,7 @@ import sys
 
 from latentpt.config import ConfigError, describe, to_yaml
 from latentpt.data.errors import DataError
-from latentpt.run import RunConfig, load_run_config
+from latentpt.run import RunConfig
 
 
 def main() -> int:
@@ -39,11 +40,13 @@ def main() -> int:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     arguments = parser.parse_intermixed_args()
     try:
+        from latentpt.training.origin import load_run_config  # torch takes seconds to import: not for --help
+
         config = load_run_config(arguments.config, arguments.overrides)
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
-        from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
+        from latentpt.training.trainer import train
 
         train(config, "resume" if arguments.resume else "fresh" if arguments.fresh else "auto")
     except (ConfigError, DataError) as error:

@@ -24,13 +24,13 @@ def rotary(positions: Tensor, config: ModelConfig) -> Rotary:
     All slots of a position turn by one angle, [(B,) L, 1, r/2]. Computed in float32, in the order of operations of
     transformers, so that the two agree to the digit.
     """
-    frequencies, factor = _frequencies(positions, config)
-    angles = positions.to(torch.float32)[..., None, None] * frequencies
+    turning, factor = frequencies(positions, config)
+    angles = positions.to(torch.float32)[..., None, None] * turning
     return Rotary(angles.cos() * factor, angles.sin() * factor)
 
 
-def _frequencies(positions: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Frequencies float32 [r/2] and the factor on cos and sin."""
+def frequencies(positions: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
+    """Frequencies float32 [r/2] at int positions of any shape, and the factor on cos and sin."""
     size, scaling = config.rotary_size, config.rope_scaling
     exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
     if scaling is None:

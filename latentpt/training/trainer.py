@@ -24,7 +24,7 @@ from latentpt.data.identity import data_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.files import write_text
 from latentpt.modeling.loss import IGNORE
-from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
+from latentpt.run import RunConfig, read_metrics
 from latentpt.run.checkpoints import Progress
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
 from latentpt.thoughts.documents import document_ids
@@ -45,6 +45,7 @@ from latentpt.training.origin import (
     find_origin,
     from_rank_0,
     hold,
+    load_start,
     prepare_folder,
 )
 
@@ -75,8 +76,7 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
         origin = find_origin(config, start)
         model = build_model(config)
         if origin is None and config.training.start_from:
-            source = RunFolder(Path(config.training.start_from))
-            checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
+            load_start(config, model)
         dist.barrier()  # every rank has seen the folder as it was
         if not there:
             hold(folder, held)
