@@ -31,7 +31,7 @@ ROOMS_BELOW = {
     "data": GROUND,
     "run": {*CORE, "data"},
     "generation": {*CORE, "data"},
-    "training": {*CORE, "data", "run"},
+    "training": {*CORE, "data", "run", "hub"},
     "evaluation": {*CORE, "data", "run", "generation"},
     "hub": {*CORE, "data", "run", "generation", "evaluation"},
     "finetuning": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},

@@ -8,10 +8,9 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from latentpt.config import ConfigError, nearest
+from latentpt.config import ConfigError, build, nearest
 from latentpt.hub.keys import Keys
 from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES
 from latentpt.hub.published import KEYS as PUBLISHED_KEYS
@@ -77,18 +76,14 @@ def read_configs(
     kind, layout = _layout(config)
     keys = Keys(config)
     try:
-        size = ModelConfig(vocab_size=keys["vocab_size"], **layout.read_config(keys))
+        fields = layout.read_config(keys)
+        size = build(ModelConfig, {"vocab_size": keys["vocab_size"], **fields})
         for key, value in _NOTHING_ELSE.items():
             keys.only(key, *value)
         keys.check((_OURS, *PUBLISHED_KEYS))
-        return size, ThoughtsConfig(**_thoughts(config, thoughts or {}, stock_scale(config)))
+        return size, build(ThoughtsConfig, _thoughts(config, thoughts or {}, stock_scale(config)))
     except KeyError as missing:
         raise ConfigError(f"the {kind} configuration has no {missing.args[0]}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {message}" if where else message) from None
     except (AttributeError, TypeError) as error:
         raise ConfigError(
             f"the {kind} configuration holds a value of another kind than expected ({error})"
@@ -122,7 +117,7 @@ def check_expressible(config: ModelConfig) -> None:
     """Raise ConfigError unless the family's Hugging Face class can compute what the configuration says."""
     kind = MODEL_TYPES[config.family]
     written = {**LAYOUTS[kind].write_config(config), "vocab_size": config.vocab_size}
-    read = ModelConfig(vocab_size=config.vocab_size, **LAYOUTS[kind].read_config(Keys(written)))
+    read = build(ModelConfig, {"vocab_size": config.vocab_size, **LAYOUTS[kind].read_config(Keys(written))})
     for name in ModelConfig.model_fields:
         if name in ("preset", "num_kv_heads", "head_size", "intermediate_size", "qkv_bias", "out_bias"):
             continue  # compared in their derived form below

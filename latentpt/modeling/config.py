@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from pydantic import model_validator
 
-from latentpt.config import Section, nearest
+from latentpt.config import Count, NotNegative, Positive, Section, Share, Whole, nearest, nearest_divisor
 from latentpt.modeling.presets import PRESETS
 
 Family = Literal["pythia", "llama", "gpt2", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2"]
@@ -46,21 +47,21 @@ class RopeScaling(Section):
     ones divided, fast ones kept."""
     factor: float
     """How many times longer texts become; at least 1."""
-    original_positions: int = 0
+    original_positions: Whole = 0
     """yarn and llama3: longest sequence, in tokens, that was trained on before."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: Positive = 1.0
     """llama3: wavelengths above original_positions / this are divided."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: Positive = 4.0
     """llama3: wavelengths below original_positions / this are kept."""
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """yarn: frequencies that turn more often than this in original_positions are kept."""
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """yarn: frequencies that turn less often than this in original_positions are divided."""
-    attention_factor: float | None = None
+    attention_factor: Positive | None = None
     """yarn: factor on rotated queries and keys; null means 0.1 ln(factor) + 1, or what the next two say."""
-    mscale: float | None = None
+    mscale: NotNegative | None = None
     """yarn: the factor's numerator is 0.1 mscale ln(factor) + 1, where both are given."""
-    mscale_all_dim: float | None = None
+    mscale_all_dim: NotNegative | None = None
     """yarn: the factor's denominator, likewise."""
     truncate: bool = True
     """yarn: whether the band between kept and divided frequencies begins and ends at whole numbers."""
@@ -88,29 +89,29 @@ class ModelConfig(Section):
     """A size by name, such as pythia-410m (`latentpt.modeling.presets`); fields given beside it override it."""
     family: Family = "pythia"
     """Architecture family: what the fields below are where they are not given; pythia is GPT-NeoX."""
-    vocab_size: int = 50304
+    vocab_size: Count = 50304
     """Rows of the embedding and of the head, in tokens."""
-    hidden_size: int = 512
+    hidden_size: Count = 512
     """Width d of the residual stream."""
-    num_layers: int = 6
+    num_layers: Annotated[int, Ge(1), Le(10_000)] = 6
     """Number of blocks."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """Query heads; must divide hidden_size unless head_size is given."""
-    num_kv_heads: int = 0
+    num_kv_heads: Whole = 0
     """Key and value heads (grouped-query attention); 0 means num_heads."""
-    head_size: int = 0
+    head_size: Whole = 0
     """Width of one head; 0 means hidden_size / num_heads."""
-    intermediate_size: int = 0
+    intermediate_size: Whole = 0
     """Width of the MLP; 0 means 4 x hidden_size."""
-    max_positions: int = 2048
+    max_positions: Count = 2048
     """Longest sequence in tokens; latent slots share their token's position and use none up."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation: LayerNorm or RMSNorm."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Epsilon of the norms."""
     norm_place: Literal["pre", "post", "both"] = "pre"
     """Where a block normalises: what attention and MLP read, what they return (OLMo 2), or both (Gemma 2)."""
-    norm_offset: float = 0.0
+    norm_offset: NotNegative = 0.0
     """Added to the weights of RMSNorm; 1 in Gemma, whose weights start at 0."""
     qk_norm: Literal["none", "head", "full"] = "none"
     """RMSNorm of queries and keys before the rotation: each head by itself (Qwen 3) or all heads together (OLMo 2)."""
@@ -126,13 +127,13 @@ class ModelConfig(Section):
     """Attention and MLP read the same residual (GPT-NeoX) instead of one after the other."""
     positions: Literal["rotary", "learned"] = "rotary"
     """How positions enter: rotary embedding in attention or a learned table added to the input."""
-    rotary_fraction: float = 0.25
+    rotary_fraction: Share = 0.25
     """Share of each head's width that is rotated."""
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Change of the rotary frequencies for longer texts; null means none."""
-    logit_softcap: float | None = None
+    logit_softcap: Positive | None = None
     """Logits z become cap tanh(z / cap); null means that they stay."""
     tie_embeddings: bool = False
     """Whether head and embedding are one matrix."""
@@ -152,20 +153,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_kv_heads", "head_size", "intermediate_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} must be 0 (derived) or positive, got {getattr(self, name)}")
         if self.head_size == 0 and self.hidden_size % self.num_heads:
-            nearest = min(
-                (h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0),
-                key=lambda h: abs(h - self.num_heads),
-            )
             raise ValueError(
                 f"model.num_heads = {self.num_heads} does not divide model.hidden_size = {self.hidden_size}; "
-                f"the nearest value that does is {nearest}"
+                f"the nearest value that does is {nearest_divisor(self.hidden_size, self.num_heads)}"
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(
@@ -182,8 +173,6 @@ class ModelConfig(Section):
             raise ValueError("model.rope_scaling.kind = dynamic needs at least 4 rotated values per head")
         if self.norm_offset and self.norm != "rms":
             raise ValueError("model.norm_offset needs model.norm = rms")
-        if self.logit_softcap is not None and self.logit_softcap <= 0:
-            raise ValueError(f"model.logit_softcap must be null or positive, got {self.logit_softcap}")
         return self
 
     @property
