@@ -24,7 +24,7 @@ from latentpt.data.identity import data_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.files import write_text
 from latentpt.modeling.loss import IGNORE
-from latentpt.run import RunConfig, read_metrics
+from latentpt.run import RunConfig, checkpoints, read_metrics
 from latentpt.run.checkpoints import Progress
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
 from latentpt.thoughts.documents import document_ids
