@@ -44,6 +44,6 @@ def test_a_named_row_of_the_vocabulary_fills_pauses_as_in_published_checkpoints(
     ids = tiny_ids()
     assert torch.equal(own(ids).logits, model(ids).logits)
     with pytest.raises(
-        ValueError, match="thoughts.pause_token = 37 is no row of the vocabulary; the nearest is 36"
+        ValueError, match=r"thoughts.pause_token = 37 is no row of the vocabulary; the nearest is 36"
     ):
         tiny_model(method="pause", num_thoughts=1, pause_token=37)
