@@ -62,6 +62,7 @@ def load_folder(path: str | Path, thoughts: Mapping[str, Any] | None = None) -> 
             return _from_export(config, state, thoughts or {}).eval()
         given = dict(thoughts or {})
         if "latentpt" not in config and published_thoughts(config) is None:
+            read_configs(config)  # refuses what cannot be read before the scale is asked for
             given.setdefault("embed_scale", stock_scale(config))
         return from_hf(config, state, given).eval()
     except ConfigError as error:
