@@ -1,6 +1,8 @@
 """Every family as transformers computes it: random small models of random configurations, in and out."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from hypothesis import strategies as st
 from latentpt.config import ConfigError
 from latentpt.hub import from_hf, to_hf
 from latentpt.hub.convert import read_configs
+from latentpt.hub.folders import export_folder, load_folder
+from latentpt.hub.layouts import MODEL_TYPES
 from latentpt.hub.llamas import LAYOUTS as LLAMAS
-from tests.conftest import tiny_ids
+from latentpt.thoughts.registry import METHODS
+from tests.conftest import tiny_ids, tiny_model
 
 LONGEST = 16  # positions of the models here; texts are longer
 ROPES = {
@@ -187,3 +192,34 @@ def test_names_without_the_prefix_of_the_trunk_are_read(prefix, kind, fields):
     with torch.no_grad():
         logits = from_hf(theirs.config.to_dict(), state)(ids).logits
         torch.testing.assert_close(logits, theirs(ids).logits, atol=1e-6, rtol=1e-6)
+
+
+@given(
+    st.sampled_from(list(MODEL_TYPES)),
+    st.sampled_from(list(METHODS)),
+    st.integers(1, 3),
+    st.booleans(),
+    st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_family_and_method_comes_back_to_the_digit(family, method, count, tied, data):
+    thoughts = {"method": method}
+    if method != "vanilla":
+        thoughts |= {
+            "num_thoughts": count, "refinements": data.draw(st.integers(0, 2)),
+            "visibility": data.draw(st.sampled_from(["causal", "stage_causal"])),
+        }  # fmt: skip
+    model = tiny_model(family, torch.float32, size={"tie_embeddings": tied}, **thoughts)
+    ids = tiny_ids(2, 5)
+    with torch.no_grad():
+        logits = model(ids).logits
+        again = from_hf(*to_hf(model))
+        assert torch.equal(again(ids).logits, logits)
+        with tempfile.TemporaryDirectory() as folder:
+            export_folder(model, Path(folder) / "hf")
+            read = load_folder(Path(folder) / "hf")
+    if method == "vanilla":  # the scale is folded into the tables
+        torch.testing.assert_close(read(ids).logits, logits, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(read(ids).logits, logits)
+        assert read.config == model.config and read.thoughts == model.thoughts
