@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from latentpt_kernels.decode import ACTIVATIONS, Layer, decode_layer
+from latentpt_kernels.decode import Norm as NormOf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentpt.modeling.attention import Attention, Injection, View, Watch
+from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import linear_cross_entropy, soft_cap
-from latentpt.modeling.norms import make_norm
+from latentpt.modeling.loss import IGNORE, capped_cross_entropy, linear_cross_entropy, soft_cap
+from latentpt.modeling.norms import after, both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -59,19 +61,23 @@ class MLP(nn.Module):
         return F.gelu(h, approximate="none" if self.activation == "gelu" else "tanh")
 
 
+KNOWN_PARTS = {"attention_norm", "attention", "mlp_norm", "mlp", "qkv", "out"}
+"""Of a block and its attention: what `latentpt_kernels.decode_layer` computes."""
+
+
 class Block(nn.Module):
     """One layer: attention and MLP, side by side (GPT-NeoX) or one after the other, normalised before, after or both."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        before, after = config.norm_place != "post", config.norm_place != "pre"
-        self.attention_norm = make_norm(config) if before else nn.Identity()
+        pre, post = config.norm_place != "post", config.norm_place != "pre"
+        self.attention_norm = make_norm(config) if pre else nn.Identity()
         self.attention = Attention(config, backend)
-        self.attention_post_norm = make_norm(config) if after else nn.Identity()
-        self.mlp_norm = make_norm(config) if before else nn.Identity()
+        self.attention_post_norm = make_norm(config) if post else nn.Identity()
+        self.mlp_norm = make_norm(config) if pre else nn.Identity()
         self.mlp = MLP(config)
-        self.mlp_post_norm = make_norm(config) if after else nn.Identity()
+        self.mlp_post_norm = make_norm(config) if post else nn.Identity()
 
     def forward(
         self,
@@ -84,17 +90,45 @@ class Block(nn.Module):
         watch: Watch | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, L, S, d] -> [B, L, R, d] and the keys and values of all S slots."""
+        cell = view.cell
+        if (
+            cell is not None
+            and view.cache is not None
+            and read is None
+            and injection is None
+            and watch is None
+        ):
+            layer = self.layer()
+            if layer is not None:
+                cos, sin = (None, None) if angles is None else [part.flatten(0, -2) for part in angles]
+                return decode_layer(x[:, 0, 0], layer, *view.cache, cell, cos, sin)[:, None, None], view.cache
         if injection is not None:
             assert memory is not None
             x = injection.residual(x, memory)
+        if self.parallel and read is None:
+            normed, for_mlp = both(x, self.attention_norm, self.mlp_norm)
+            attended, kv = self.attention(normed, angles, view, None, injection, memory, watch)
+            return x + self.attention_post_norm(attended) + self.mlp_post_norm(self.mlp(for_mlp)), kv
         attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
         attended = self.attention_post_norm(attended)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
             return x + attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
-        x = x + attended
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
+        normed, x = after(self.mlp_norm, x, attended)
+        return x + self.mlp_post_norm(self.mlp(normed)), kv
+
+    def layer(self) -> Layer | None:
+        """The weights as the kernels that decode read them; None if the block is more than these know, as under LoRA."""
+        parts = {**dict(self.named_children()), **dict(self.attention.named_children())}
+        here = {name for name, part in parts.items() if not isinstance(part, nn.Identity)}
+        matrices = [self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down]
+        plain = [type(matrix) for matrix in matrices] == [QKV, Linear, Linear, Linear]
+        if here != KNOWN_PARTS or not plain or self.mlp.activation not in ACTIVATIONS:
+            return None
+        norms = [NormOf(n.scale, n.bias, n.eps or 0.0, n.kind) for n in (self.attention_norm, self.mlp_norm)]
+        qkv, out, up, down = ((matrix.weight, matrix.bias) for matrix in matrices)
+        return Layer(norms[0], *qkv, *out, norms[1], *up, *down, self.mlp.activation, self.parallel)
 
 
 class Head(Linear):
@@ -112,7 +146,10 @@ class Head(Linear):
         """Logits [.., V], or with targets the summed cross-entropy in nats."""
         if targets is None:
             return self.logits(hidden, self.weight)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten(), cap=self.cap)
+        rows, wanted = hidden.flatten(0, -2), targets.flatten()
+        if self.cap is not None:
+            return capped_cross_entropy(rows, self.weight, wanted, self.cap)
+        return linear_cross_entropy(rows, self.weight, wanted, IGNORE)
 
 
 class Decoder(nn.Module):

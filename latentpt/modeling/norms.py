@@ -1,45 +1,96 @@
-"""Norms: of the stream, and of queries and keys."""
+"""Norms that can take in the sum before them: on a GPU the residual add and the norm are one pass over the stream.
+
+Each reads its parameters inside its own forward, which is where ZeRO-3 gathers them.
+"""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
+
+from latentpt_kernels import add_norm, add_norms, dispatch
 from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the width."""
+
+    kind = "layer"
+
+    @property
+    def scale(self) -> Tensor:
+        """What the normalised x is multiplied by, [width]."""
+        return self.weight
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
+        """norm(x) of x [.., d]; with `more` the pair norm(x + more), x + more."""
+        normed, summed = add_norm(x, more, self.weight, self.bias, self.eps, self.kind)
+        return normed if more is None else (normed, summed)
+
+
 class RMSNorm(nn.RMSNorm):
     """x / rms(x) (w + offset) over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    kind, bias = "rms", None
 
     def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__(width, eps=eps)
         self.offset = offset
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[.., width] -> [.., width]."""
-        weight = self.weight + self.offset if self.offset else self.weight
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+    @property
+    def scale(self) -> Tensor:
+        """What the normalised x is multiplied by, [width]."""
+        return self.weight + self.offset if self.offset else self.weight
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
+        """norm(x) of x [.., d]; with `more` the pair norm(x + more), x + more."""
+        normed, summed = add_norm(x, more, self.scale, None, self.eps or 0.0, self.kind)
+        return normed if more is None else (normed, summed)
 
 
 class AllHeadsNorm(RMSNorm):
     """RMSNorm over all heads of a position together."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
         """[.., H, D] -> [.., H, D]."""
         return super().forward(x.flatten(-2)).unflatten(-1, x.shape[-2:])
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
+Norm = LayerNorm | RMSNorm
+
+
+def make_norm(config: ModelConfig) -> Norm:
     """LayerNorm or RMSNorm over the width of the stream."""
     if config.norm == "layer":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        return LayerNorm(config.hidden_size, eps=config.norm_eps)
     return RMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
 
 
-def make_head_norm(config: ModelConfig, heads: int) -> nn.Module | None:
+def make_head_norm(config: ModelConfig, heads: int) -> RMSNorm | None:
     """The norm of queries or keys [.., heads, D], or None."""
     if config.qk_norm == "none":
         return None
     if config.qk_norm == "head":
         return RMSNorm(config.head_width, config.norm_eps, config.norm_offset)
     return AllHeadsNorm(heads * config.head_width, config.norm_eps, config.norm_offset)
+
+
+def after(norm: nn.Module, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """norm(x + more) and x + more, in one pass if the norm can."""
+    if isinstance(norm, Norm):
+        pair: tuple[Tensor, Tensor] = norm(x, more)
+        return pair
+    x = x + more
+    return norm(x), x
+
+
+def both(x: Tensor, first: nn.Module, second: nn.Module) -> tuple[Tensor, Tensor]:
+    """Two norms of one stream x [.., d]: where the kernels run, and ZeRO-3 does not, from one normalised x."""
+    if not isinstance(first, Norm) or not isinstance(second, Norm) or not dispatch.wanted(x):
+        return first(x), second(x)
+    if any(hasattr(p, "ds_id") for norm in (first, second) for p in norm.parameters()):
+        return first(x), second(x)
+    weights, biases = zip(*((norm.scale, norm.bias) for norm in (first, second)), strict=True)
+    (of_first, of_second), _ = add_norms(x, None, weights, biases, first.eps or 0.0, first.kind)
+    return of_first, of_second
