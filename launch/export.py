@@ -3,7 +3,7 @@
     python launch/export.py --run runs/X --output hf/
     python launch/export.py --run runs/FINETUNED --output hf/       its best checkpoint, latents and all
     python launch/export.py --model stories260K.bin --output hf/
-    python launch/export.py --run runs/LOOP --output hf/ --unroll
+    python launch/export.py --run runs/X --output hf/ --unroll
 
 A model without latent slots loads as its family's stock class; any other brings its own modeling file and loads with
 AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
