@@ -3,6 +3,7 @@
     python launch/export.py --run runs/X --output hf/
     python launch/export.py --run runs/FINETUNED --output hf/       its best checkpoint, latents and all
     python launch/export.py --model stories260K.bin --output hf/
+    python launch/export.py --run runs/X --output hf/ --unroll
 
 A model without latent slots loads as its family's stock class; any other brings its own modeling file and loads with
 AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
@@ -28,6 +29,11 @@ def arguments() -> argparse.Namespace:
         choices=["float32", "bfloat16", "float16"],
         default="float32",
         help="of the weights (default float32)",
+    )
+    parser.add_argument(
+        "--unroll",
+        action="store_true",
+        help="write a loop as the plain decoder with N + 1 times its layers, which every program runs (llama.cpp, vLLM)",
     )
     parser.add_argument("--name", metavar="TEXT", help="title of the model card (default: the output's name)")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
     deepspeed launch/pretrain.py --config configs/pythia-410m-latent1.yaml data.train=data/pile optimizer.lr=3e-4
     python launch/pretrain.py --config ...                 one process, no launcher
+    python launch/pretrain.py --config configs/continue.yaml training.start_from=hf/pythia-70m data.train=data/pile
 
 A training whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the
 state saved after the current step, with exit code 0; so do SIGINT and, without nohup, SIGHUP. Exit code 1: diverged, or ended by
@@ -12,7 +13,7 @@ import argparse
 import sys
 
 from latentpt.config import describe, to_yaml
-from latentpt.run import RunConfig, load_run_config
+from latentpt.run import RunConfig
 from latentpt.run.command import add_training_arguments, asked_start
 from latentpt.run.exits import exit_code
 
@@ -31,11 +32,13 @@ def main() -> int:
 
 def pretrain(arguments: argparse.Namespace) -> None:
     """Do what was asked for."""
+    from latentpt.training.start import load_run_config  # torch takes seconds to import: not for --help
+
     config = load_run_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")
         return
-    from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
+    from latentpt.training.trainer import train
 
     train(config, asked_start(arguments))
 

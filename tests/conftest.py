@@ -22,11 +22,11 @@ FAMILIES = ("pythia", "llama", "gpt2")
 
 
 def tiny_model(family="llama", dtype=torch.float64, seed=0, size=None, weights=2.0, **thoughts):
-    """Two layers, 4 heads (2 key heads in llama), 37 tokens; weights widened so that nothing is nearly linear."""
+    """Two layers, 4 heads (2 key heads in llama and its relatives), 37 tokens; weights widened so that nothing is nearly linear."""
     fields = {
         "family": family, "vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": 4,
-        "num_kv_heads": 2 if family == "llama" else 0, "max_positions": 64, "intermediate_size": 40,
-        "rotary_fraction": {"pythia": 0.5, "llama": 1.0, "gpt2": 0.0}[family], **(size or {}),
+        "num_kv_heads": 0 if family in ("pythia", "gpt2") else 2, "max_positions": 64, "intermediate_size": 40,
+        "rotary_fraction": {"pythia": 0.5, "gpt2": 0.0}.get(family, 1.0), **(size or {}),
     }  # fmt: skip
     model = LanguageModel(ModelConfig(**fields), ThoughtsConfig(**thoughts))
     model.initialize(seed)

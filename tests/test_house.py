@@ -33,7 +33,7 @@ ROOMS_BELOW = {
     "data": GROUND,
     "run": {*CORE, "data"},
     "generation": {*CORE, "data"},
-    "training": {*CORE, "data", "run", "report"},
+    "training": {*CORE, "data", "run", "report", "hub"},
     "evaluation": {*CORE, "data", "run", "generation"},
     "hub": {*CORE, "data", "run", "generation", "evaluation"},
     "report": {*CORE, "data", "run", "generation", "evaluation", "hub"},

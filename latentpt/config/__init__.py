@@ -7,7 +7,7 @@ A section lives beside the code that reads it (`latentpt.modeling.config`, `late
 """
 
 from latentpt.config.listing import describe, options
-from latentpt.config.loading import build, differences, load_config, to_yaml
+from latentpt.config.loading import build, differences, load_config, read_config, to_yaml
 from latentpt.config.reading import parse_override
 from latentpt.config.section import (
     ConfigError,
@@ -42,6 +42,7 @@ __all__ = [
     "nearest_divisor",
     "options",
     "parse_override",
+    "read_config",
     "require_at_least",
     "to_yaml",
 ]

@@ -23,6 +23,11 @@ def load_config(kind: type[S], path: str | Path | None, overrides: Iterable[str]
         ConfigError: a missing or broken file, a cycle of `extends`, an unknown key, a wrong type, or a combination
             that a section refuses. The message is one sentence.
     """
+    return build(kind, *read_config(path, overrides))
+
+
+def read_config(path: str | Path | None, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], Origins]:
+    """The plain values of `load_config` before they are checked, and where each came from; raises ConfigError."""
     values: dict[str, Any] = {}
     origins: Origins = {}
     if path is not None:
@@ -32,7 +37,7 @@ def load_config(kind: type[S], path: str | Path | None, overrides: Iterable[str]
         for key in reversed(keys):
             value = {key: value}
         merge(values, value, origins, (), f"override {override}")
-    return build(kind, values, origins)
+    return values, origins
 
 
 def build(kind: type[S], values: Mapping[str, Any], origins: Origins | None = None) -> S:

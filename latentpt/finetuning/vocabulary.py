@@ -41,8 +41,6 @@ def grown(
     old = model.config.vocab_size
     size = max(old, vocab_size)
     thoughts = model.thoughts
-    if thoughts.method == "pause" and thoughts.pause_token is None:
-        thoughts = thoughts.model_copy(update={"pause_token": old - 1})  # it was the last row
     config = model.config.model_copy(update={"vocab_size": size})
     larger = LanguageModel(config, thoughts, attention, checkpoint_activations)
     larger = larger.to(next(model.parameters()).dtype)

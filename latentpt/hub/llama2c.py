@@ -18,6 +18,9 @@ from torch import Tensor
 
 from latentpt.config import ConfigError
 
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "add_bos_token": True}
+"""Special ids, the same in all of llama2.c's models; every text begins with the first."""
+
 _MAGIC = 0x616B3432
 _SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 

@@ -7,8 +7,9 @@ Every position t has S = N + 1 slots: the token's, and N latent ones that are fi
     h(t, s) = trunk(u(t, s)), attending to the slots it sees
     p(x_{t+1}) = softmax(W_o h(t, N))
 
-`forward` and `generate` compute this recurrence exactly: where a slot sees later slots of earlier positions, one
-position is done after another, otherwise all positions together, one slot after another.
+In evaluation `forward` and `generate` compute this recurrence exactly: where a slot sees later slots of earlier positions,
+one position is done after another, otherwise all positions together, one slot after another. In training (`model.train()`)
+all positions are done together, by the sweeps that latentpt trains with: the states of one sweep fill the slots of the next.
 
 The cache has one transformers cache layer for every (layer, slot), at index layer * S + slot, so that its length is a
 number of positions, as transformers expects.
@@ -16,6 +17,8 @@ number of positions, as transformers expects.
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,12 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 Angles = tuple[Tensor, Tensor] | None
 
 FEEDBACK = ("latent", "latent_mixture", "loop", "ponder", "ponder_hidden")
 """Methods whose latent slots depend on the state before them."""
+
+LORA_TARGETS = ["qkv", "out", "up", "down"]
+"""Linear layers that peft adapts where nobody names others."""
 
 
 class LatentptConfig(PretrainedConfig):
@@ -55,12 +62,19 @@ class LatentptConfig(PretrainedConfig):
         max_positions: int = 2048,
         norm: str = "layer",
         norm_eps: float = 1e-5,
+        norm_place: str = "pre",
+        norm_offset: float = 0.0,
+        qk_norm: str = "none",
         activation: str = "gelu",
         bias: bool = True,
+        qkv_bias: bool = True,
+        out_bias: bool = True,
         parallel_residual: bool = True,
         positions: str = "rotary",
-        rotary_size: int = 16,
-        rope_theta: float = 10000.0,
+        rotary_frequencies: list[float] | None = None,
+        rotary_factor: float = 1.0,
+        rotary_limit: int | None = None,
+        logit_softcap: float | None = None,
         shared_head: bool = False,
         method: str = "latent",
         num_thoughts: int = 1,
@@ -69,6 +83,9 @@ class LatentptConfig(PretrainedConfig):
         pause_token: int = 0,
         top_k_mixture: int | None = None,
         cumulative: bool = False,
+        solver: str = "jacobi",
+        refinements: int = 3,
+        bptt_passes: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -81,12 +98,19 @@ class LatentptConfig(PretrainedConfig):
         self.max_positions = max_positions
         self.norm = norm
         self.norm_eps = norm_eps
+        self.norm_place = norm_place
+        self.norm_offset = norm_offset
+        self.qk_norm = qk_norm
         self.activation = activation
         self.bias = bias
+        self.qkv_bias = qkv_bias
+        self.out_bias = out_bias
         self.parallel_residual = parallel_residual
         self.positions = positions
-        self.rotary_size = rotary_size
-        self.rope_theta = rope_theta
+        self.rotary_frequencies = rotary_frequencies
+        self.rotary_factor = rotary_factor
+        self.rotary_limit = rotary_limit
+        self.logit_softcap = logit_softcap
         self.shared_head = shared_head
         self.method = method
         self.num_thoughts = num_thoughts
@@ -95,9 +119,19 @@ class LatentptConfig(PretrainedConfig):
         self.pause_token = pause_token
         self.top_k_mixture = top_k_mixture
         self.cumulative = cumulative
+        self.solver = solver
+        self.refinements = refinements
+        self.bptt_passes = bptt_passes
         self.initializer_range = (2 / (5 * hidden_size)) ** 0.5
         kwargs["tie_word_embeddings"] = False  # with a shared head there is only one matrix, see logits
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As usual; peft asks for it before it looks for default targets, so that is when it is told ours."""
+        known = sys.modules.get("peft.utils.constants")
+        if known is not None:
+            known.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(self.model_type, LORA_TARGETS)
+        return super().to_dict()
 
     @property
     def slots(self) -> int:
@@ -117,10 +151,40 @@ class LatentptConfig(PretrainedConfig):
         return later and self.method in FEEDBACK
 
 
+class RMSNorm(nn.Module):
+    """x / rms(x) (w + offset) over the last dimension."""
+
+    def __init__(self, width: int, config: LatentptConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., width] -> [.., width]."""
+        weight = self.weight + self.offset if self.offset else self.weight
+        return F.rms_norm(x, weight.shape, weight, self.eps)
+
+
 def make_norm(config: LatentptConfig) -> nn.Module:
-    """LayerNorm or RMSNorm over the width."""
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.hidden_size, eps=config.norm_eps)
+    """LayerNorm or RMSNorm over the width of the stream."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return RMSNorm(config.hidden_size, config)
+
+
+def make_head_norm(config: LatentptConfig, heads: int) -> nn.Module | None:
+    """The norm of queries or keys, of each head or of all together, or None."""
+    if config.qk_norm == "none":
+        return None
+    return RMSNorm(config.head_size * (1 if config.qk_norm == "head" else heads), config)
+
+
+def normalize_heads(x: Tensor, norm: nn.Module | None) -> Tensor:
+    """x [.., H, D] under the norm that `make_head_norm` gave."""
+    if norm is None:
+        return x
+    whole = norm.weight.shape[0] != x.shape[-1]
+    return norm(x.flatten(-2)).unflatten(-1, x.shape[-2:]) if whole else norm(x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -131,34 +195,49 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-class QKV(nn.Module):
-    """All queries, then all keys, then all values, from one weight."""
+class Cells:
+    """Keys and values of a run over all positions. What a run leaves is no part of what it sees, so a run that is
+    repeated in the backward pass (gradient checkpointing) sees the same."""
 
-    def __init__(self, config: LatentptConfig) -> None:
-        super().__init__()
-        self.parts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self.width = config.head_size
-        self.weight = nn.Parameter(torch.empty(sum(self.parts) * self.width, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(sum(self.parts) * self.width)) if config.bias else None
+    def __init__(self, seen: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
+        self.seen = seen or {}
+        self.left: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [.., d] -> queries, keys, values [.., heads, D]."""
-        heads = F.linear(x, self.weight, self.bias).unflatten(-1, (-1, self.width))
-        return heads.split(self.parts, dim=-2)
+    def update(self, keys: Tensor, values: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Those of one (layer, slot), [B, H_kv, L, D]."""
+        self.left[index] = keys, values
+        return keys, values
+
+    def after(self) -> Cells:
+        """What the next run sees: the latest of every slot."""
+        return Cells({**self.seen, **self.left})
+
+
+def earlier(cache: DynamicCache | Cells, index: int) -> tuple[Tensor, Tensor] | None:
+    """Keys and values of a (layer, slot) that an earlier run left, or None."""
+    if isinstance(cache, Cells):
+        return cache.seen.get(index)
+    if index >= len(cache.layers) or cache.layers[index].keys is None:
+        return None
+    return cache.layers[index].keys, cache.layers[index].values
 
 
 class Attention(nn.Module):
     def __init__(self, config: LatentptConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.qkv = QKV(config)
-        self.out = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=config.bias)
+        self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_size, bias=config.qkv_bias)
+        self.q_norm = make_head_norm(config, config.num_heads)
+        self.k_norm = make_head_norm(config, config.num_kv_heads)
+        self.out = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=config.out_bias)
 
     def forward(
-        self, x: Tensor, first: int, angles: Angles, padding: Tensor | None, cache: DynamicCache
+        self, x: Tensor, first: int, angles: Angles, padding: Tensor | None, cache: DynamicCache | Cells
     ) -> Tensor:
         """x [B, L, n, d] are the slots first .. first + n - 1 of L positions, which follow those in the cache."""
-        q, k, v = self.qkv(x)
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.config.head_size)).split(self.heads, dim=-2)
+        q, k = normalize_heads(q, self.q_norm), normalize_heads(k, self.k_norm)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         slots = self.config.slots
@@ -172,7 +251,7 @@ class Attention(nn.Module):
         for n, slot in enumerate(mine):
             masks, keys, values = [], [], []
             for other in range(slots):
-                kv = fresh.get(other) or self.cached(cache, other)
+                kv = fresh.get(other) or earlier(cache, self.layer * slots + other)
                 if kv is not None and self.config.sees(slot, other):
                     masks.append(self.mask(slot, other, kv[0], x.shape[1], seen, padding))
                     keys.append(kv[0])
@@ -186,13 +265,6 @@ class Attention(nn.Module):
             )
             out.append(attended.transpose(1, 2).flatten(2))
         return self.out(torch.stack(out, dim=2))
-
-    def cached(self, cache: DynamicCache, slot: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of a slot at earlier positions, or None."""
-        index = self.layer * self.config.slots + slot
-        if index >= len(cache.layers) or cache.layers[index].keys is None:
-            return None
-        return cache.layers[index].keys, cache.layers[index].values
 
     def mask(
         self, slot: int, other: int, keys: Tensor, length: int, seen: int, padding: Tensor | None
@@ -212,32 +284,41 @@ class MLP(nn.Module):
     def __init__(self, config: LatentptConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        width = config.intermediate_size * (2 if self.activation == "swiglu" else 1)
+        self.gated = config.activation in ("swiglu", "geglu")
+        width = config.intermediate_size * (2 if self.gated else 1)
         self.up = nn.Linear(config.hidden_size, width, bias=config.bias)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
-        h = self.up(x)
+        if not self.gated:
+            return self.down(self.bend(self.up(x)))
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(self.bend(gate) * value)
+
+    def bend(self, h: Tensor) -> Tensor:
+        """The non-linearity."""
         if self.activation == "swiglu":
-            gate, value = h.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * value)
-        return self.down(F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+            return F.silu(h)
+        return F.gelu(h, approximate="none" if self.activation == "gelu" else "tanh")
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     def __init__(self, config: LatentptConfig, layer: int) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.attention_norm = make_norm(config)
+        before, after = config.norm_place != "post", config.norm_place != "pre"
+        self.attention_norm = make_norm(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.mlp_norm = make_norm(config)
+        self.attention_post_norm = make_norm(config) if after else nn.Identity()
+        self.mlp_norm = make_norm(config) if before else nn.Identity()
         self.mlp = MLP(config)
+        self.mlp_post_norm = make_norm(config) if after else nn.Identity()
 
     def forward(self, x: Tensor, *where: Any) -> Tensor:
         """x [B, L, n, d] -> the same; `where` as for Attention."""
-        attended = x + self.attention(self.attention_norm(x), *where)
-        return attended + self.mlp(self.mlp_norm(x if self.parallel else attended))
+        attended = x + self.attention_post_norm(self.attention(self.attention_norm(x), *where))
+        return attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x if self.parallel else attended)))
 
 
 class Decoder(nn.Module):
@@ -250,13 +331,15 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
+        self.cap = config.logit_softcap
         self.head = None
         if not config.shared_head:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[.., d] -> [.., V]."""
-        return F.linear(hidden, (self.head or self.embedding).weight)
+        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
 
 
 class Thoughts(nn.Module):
@@ -265,13 +348,23 @@ class Thoughts(nn.Module):
     def __init__(self, config: LatentptConfig) -> None:
         super().__init__()
         self.config = config
-        count = config.num_thoughts if config.method == "sequential_hidden_decoding" else 0
-        self.tables = nn.ModuleList(nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(count))
+        shape = (config.vocab_size, config.hidden_size)
+        if config.method == "sequential_hidden_decoding":
+            self.tables = nn.ModuleList(nn.Embedding(*shape) for _ in range(config.num_thoughts))
+        if config.method == "pause" and config.pause_token is None:
+            self.row = nn.Embedding(1, config.hidden_size)
 
-    def given(self, decoder: Decoder, slot: int, ids: Tensor) -> Tensor:
+    def given(self, decoder: Decoder, slot: int, ids: Tensor | None, embeds: Tensor) -> Tensor:
         """Unscaled input [B, L, d] of a latent slot that depends on the ids alone."""
         if self.config.method == "pause":
-            return decoder.embedding(torch.full_like(ids, self.config.pause_token))
+            row = (
+                self.row.weight[0]
+                if self.config.pause_token is None
+                else decoder.embedding.weight[self.config.pause_token]
+            )
+            return row.expand_as(embeds)
+        if ids is None:
+            raise ValueError("a model with a table for every latent slot needs input_ids, not inputs_embeds")
         return self.tables[slot - 1](ids)
 
     def fed_back(self, decoder: Decoder, embeds: Tensor, rows: Tensor, inputs: Tensor, x: Tensor) -> Tensor:
@@ -307,6 +400,8 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = LatentptConfig
     base_model_prefix = "decoder"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
     _supports_sdpa = True
 
     def __init__(self, config: LatentptConfig) -> None:
@@ -318,6 +413,14 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # it would have one layer for every block; ours has one for every block and slot
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute blocks in the backward pass; never in the reentrant way, which knows no gradient of the keys seen."""
+        super().gradient_checkpointing_enable(
+            {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
@@ -337,78 +440,187 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, L, V] after ids [B, L], which follow the positions in past_key_values.
 
-        attention_mask [B, positions so far + L] is 0 where a position is padding, on either side.
+        attention_mask [B, positions so far + L] is 0 where a position is padding, on either side. inputs_embeds [B, L, d]
+        are rows of the token table, before its scale. Hidden states are those of the slot that predicts: what it reads,
+        what every block makes of it, the last of them after the final norm. The loss is a mean over labels, or their sum
+        over num_items_in_batch.
         """
-        cache = DynamicCache() if past_key_values is None else past_key_values
-        length = input_ids.shape[1]
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        embeds = self.decoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        parallel = self.training and past_key_values is None and self.config.solver != "sequential"
+        cache: Any = DynamicCache() if past_key_values is None else past_key_values
+        rows, length = embeds.shape[:2]
         seen = cache.get_seq_length()
+        limit = self.config.rotary_limit
+        if limit is not None and seen + length > limit:
+            raise ValueError(
+                f"{seen + length} positions exceed {limit}, beyond which dynamic rope scaling turns all keys"
+            )
         padding = None
         if attention_mask is not None and not bool(attention_mask.all()):
             padding = attention_mask.bool()
         if position_ids is None:
-            position_ids = torch.arange(seen, seen + length, device=input_ids.device)[None]
+            position_ids = torch.arange(seen, seen + length, device=embeds.device)[None]
             if padding is not None:
                 position_ids = (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        position_ids = position_ids.expand(input_ids.shape[0], -1)
-        step = 1 if self.config.position_by_position else length
-        pieces = [
-            self.think(input_ids[:, t : t + step], position_ids[:, t : t + step], padding, cache)
-            for t in range(0, length, step)
-        ]
-        hidden = self.decoder.norm(torch.cat(pieces, dim=1))
+        position_ids = position_ids.expand(rows, -1)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if parallel:
+            traces = [[] if output_hidden_states else None]
+            x = self.think_in_parallel(input_ids, embeds, position_ids, padding, traces[0])
+        else:
+            step = 1 if self.config.position_by_position else length
+            traces, pieces = [], []
+            for t in range(0, length, step):
+                part = slice(t, t + step)
+                traces.append([] if output_hidden_states else None)
+                ids = None if input_ids is None else input_ids[:, part]
+                pieces.append(
+                    self.think(ids, embeds[:, part], position_ids[:, part], padding, cache, traces[-1])
+                )
+            x = torch.cat(pieces, dim=1)
+        hidden = self.decoder.norm(x)
         loss = None
         if labels is not None:
             shifted = self.decoder.logits(hidden[:, :-1]).float().flatten(0, 1)
-            loss = F.cross_entropy(shifted, labels[:, 1:].flatten())
+            loss = F.cross_entropy(
+                shifted, labels[:, 1:].flatten(), reduction="mean" if num_items_in_batch is None else "sum"
+            )
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.decoder.logits(hidden[:, kept])
+        cache = None if use_cache is False or parallel else cache
+        states = None
+        if output_hidden_states:
+            states = (*(torch.cat(same, dim=1) for same in list(zip(*traces, strict=True))[:-1]), hidden)
         if return_dict is False:
-            return (logits, cache) if loss is None else (loss, logits, cache)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=None if use_cache is False else cache
-        )
+            return tuple(value for value in (loss, logits, cache, states) if value is not None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, hidden_states=states)
 
-    def think(self, ids: Tensor, positions: Tensor, padding: Tensor | None, cache: DynamicCache) -> Tensor:
-        """The residual stream [B, L, d] after the last slot of ids [B, L]."""
-        config, where = self.config, (positions, padding, cache)
-        embeds = self.decoder.embedding(ids) * config.embed_scale
-        rows = embeds.new_zeros(())
+    def slot_inputs(self, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What token slots read, [B, L, d], and the rows of learned positions (or 0) in it, both scaled."""
+        embeds, rows = embeds * self.config.embed_scale, embeds.new_zeros(())
         if self.decoder.position_embedding is not None:
-            rows = self.decoder.position_embedding(positions) * config.embed_scale
-            embeds = embeds + rows
+            rows = self.decoder.position_embedding(positions) * self.config.embed_scale
+        return embeds + rows, rows
+
+    def think(
+        self,
+        ids: Tensor | None,
+        embeds: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        cache: DynamicCache | Cells,
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The residual stream [B, L, d] after the last slot, slot after slot; `trace` gets its hidden states."""
+        config, where = self.config, (positions, padding, cache, trace)
+        embeds, rows = self.slot_inputs(token_rows := embeds, positions)
         if config.method not in FEEDBACK:  # all slots are known beforehand
-            latents = (self.method.given(self.decoder, slot, ids) for slot in range(1, config.slots))
+            latents = (
+                self.method.given(self.decoder, slot, ids, token_rows) for slot in range(1, config.slots)
+            )
             inputs = [embeds, *(latent * config.embed_scale + rows for latent in latents)]
             return self.trunk(torch.stack(inputs, dim=2), 0, *where)[:, :, -1]
         u = embeds
         x = self.trunk(u[:, :, None], 0, *where)[:, :, 0]
         for slot in range(1, config.slots):
+            if isinstance(cache, Cells):
+                where = (positions, padding, cache := cache.after(), trace)
             u = self.method.fed_back(self.decoder, embeds, rows, u, x)
             x = self.trunk(u[:, :, None], slot, *where)[:, :, 0]
         return x
 
-    def trunk(
-        self, u: Tensor, first: int, positions: Tensor, padding: Tensor | None, cache: DynamicCache
+    def think_in_parallel(
+        self,
+        ids: Tensor | None,
+        embeds: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        trace: list[Tensor] | None,
     ) -> Tensor:
-        """The blocks over slots first .. first + n - 1, u [B, L, n, d]."""
+        """The same by the sweeps of training: exact in one sweep, unless a slot sees what is thought after it.
+
+        Then K = refinements further sweeps bring the states nearer to the exact ones: all slots at once, filled from the
+        sweep before, after N growing ones (solver jacobi), or slot by slot, each seeing the latest of the others (any other
+        solver). Gradient flows through the last bptt_passes sweeps. Chunks and strides are not followed here.
+        """
+        config = self.config
+        if not config.position_by_position:
+            return self.think(ids, embeds, positions, padding, Cells(), trace)
+        jacobi = config.solver == "jacobi"
+        growing = list(range(1, config.slots)) if jacobi else []
+        sweeps = [*growing, *[config.slots] * (config.refinements + 1)]
+        first = 0 if config.bptt_passes is None else len(sweeps) - config.bptt_passes
+        tokens, rows = self.slot_inputs(embeds, positions)
+        cells, inputs, x = Cells(), [tokens], embeds[:, :, None]
+        for index, slots in enumerate(sweeps):
+            with nullcontext() if index >= first else torch.no_grad():
+                if not jacobi:
+                    inputs, x, cells = self.sweep_by_slot(tokens, rows, positions, padding, cells, trace)
+                    continue
+                before = enumerate(inputs[: slots - 1])
+                inputs = [
+                    tokens,
+                    *(self.method.fed_back(self.decoder, tokens, rows, u, x[:, :, s]) for s, u in before),
+                ]
+                x = self.trunk(torch.stack(inputs, dim=2), 0, positions, padding, Cells(), trace)
+        return x[:, :, -1]
+
+    def sweep_by_slot(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        cells: Cells,
+        trace: list[Tensor] | None,
+    ) -> tuple[list[Tensor], Tensor, Cells]:
+        """One slot after another over all positions: inputs, streams [B, L, S, d] and the keys that are seen next."""
+        inputs, states = [tokens], []
+        for slot in range(self.config.slots):
+            if slot:
+                inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], states[-1]))
+            states.append(self.trunk(inputs[-1][:, :, None], slot, positions, padding, cells, trace)[:, :, 0])
+            cells = cells.after()
+        return inputs, torch.stack(states, dim=2), cells
+
+    def trunk(
+        self,
+        u: Tensor,
+        first: int,
+        positions: Tensor,
+        padding: Tensor | None,
+        cache: DynamicCache | Cells,
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The blocks over slots first .. first + n - 1, u [B, L, n, d]; `trace` is left with the last slot's streams."""
         angles = None
-        if self.config.positions == "rotary":
-            size = self.config.rotary_size
-            exponents = torch.arange(0, size, 2, device=u.device, dtype=torch.float32) / size
-            turns = positions.to(torch.float32)[..., None] * self.config.rope_theta**-exponents
-            angles = turns.cos(), turns.sin()
+        if self.config.rotary_frequencies is not None:
+            frequencies = torch.tensor(self.config.rotary_frequencies, device=u.device, dtype=torch.float32)
+            turns = positions.to(torch.float32)[..., None] * frequencies
+            angles = tuple(part * self.config.rotary_factor for part in (turns.cos(), turns.sin()))
+        streams = [u]
         for block in self.decoder.blocks:
             u = block(u, first, angles, padding, cache)
+            streams.append(u)
+        if trace is not None:
+            trace[:] = [stream[:, :, -1] for stream in streams]
         return u

@@ -56,22 +56,6 @@ class LatentReasonerConfig(LatentptConfig):
         super().__init__(**kwargs)
 
 
-class LatentEmbedding(nn.Embedding):
-    """The token table, in which the next look-up finds some positions replaced."""
-
-    replacement: tuple[Tensor, Tensor] | None = None
-    """(bool [B, L], vectors [B, L, d])."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[B, L] -> [B, L, d]."""
-        found = super().forward(ids)
-        if self.replacement is None:
-            return found
-        where, vectors = self.replacement
-        self.replacement = None
-        return torch.where(where[..., None], vectors.to(found.dtype), found)
-
-
 class Adapter(nn.Module):
     """W_up GELU(W_down h)."""
 
@@ -89,10 +73,10 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
     """The decoder, its thoughts, and latents in the sequence."""
 
     config_class = LatentReasonerConfig  # type: ignore[assignment]
+    supports_gradient_checkpointing = False  # it fills its cache as it goes, in training too
 
     def __init__(self, config: LatentReasonerConfig) -> None:
         super().__init__(config)
-        self.decoder.embedding = LatentEmbedding(config.vocab_size, config.hidden_size)
         self.adapter = Adapter(config.hidden_size, config.adapter_size) if config.adapter_size else None
         self._layered: Tensor | None = None
         if config.fill_block is not None:
@@ -104,10 +88,11 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -116,32 +101,56 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
         out = super().forward(
             input_ids, attention_mask, position_ids,
             DynamicCache() if past_key_values is None else past_key_values,
-            labels, logits_to_keep=logits_to_keep, **kwargs,
+            inputs_embeds, labels, logits_to_keep=logits_to_keep, **kwargs,
         )  # fmt: skip
         if labels is None and out.past_key_values is not None:
             out.logits[:, -1] = self.decide(out.logits[:, -1], out.past_key_values.latents_in_a_row)
         return out
 
-    def think(self, ids: Tensor, positions: Tensor, padding: Tensor | None, cache: DynamicCache) -> Tensor:
+    def think(  # type: ignore[override]
+        self,
+        ids: Tensor | None,
+        embeds: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        cache: DynamicCache,
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:
         """The residual stream [B, L, d] after the last slot; the columns that hold latents begin stretches of their own."""
+        if ids is None:
+            ids = torch.full(embeds.shape[:2], -2, device=embeds.device)  # nothing is known to be a latent
         latent = ids == self.config.latent_token
         cuts = [0, *(latent.any(dim=0).nonzero()[:, 0].tolist()), ids.shape[1]]
-        pieces = []
+        pieces, traces = [], []
         for start, end in itertools.pairwise(cuts):
             if start < end:
-                pieces.append(self.stretch(ids[:, start:end], positions[:, start:end], padding, cache))
+                part = slice(start, end)
+                own = None if trace is None else []
+                pieces.append(
+                    self.stretch(ids[:, part], embeds[:, part], positions[:, part], padding, cache, own)
+                )
+                traces.append(own)
+        if trace is not None:
+            trace[:] = [torch.cat(same, dim=1) for same in zip(*traces, strict=True)]
         return torch.cat(pieces, dim=1)
 
-    def stretch(self, ids: Tensor, positions: Tensor, padding: Tensor | None, cache: DynamicCache) -> Tensor:
+    def stretch(
+        self,
+        ids: Tensor,
+        embeds: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        cache: DynamicCache,
+        trace: list[Tensor] | None,
+    ) -> Tensor:
         """Columns of which only the first may hold latents."""
         seen = cache.get_seq_length()
         latent = ids == self.config.latent_token
         before = getattr(cache, "latest", None)
         if before is not None and self.config.fill != "pause" and bool(latent[:, 0].any()):
-            z = self.fill(*before) / self.config.embed_scale
-            vectors = torch.cat([z[:, None], z.new_zeros(ids.shape[0], ids.shape[1] - 1, z.shape[-1])], dim=1)
-            self.decoder.embedding.replacement = (latent, vectors)  # type: ignore[assignment]
-        x = super().think(ids, positions, padding, cache)
+            z = (self.fill(*before) / self.config.embed_scale).to(embeds.dtype)
+            embeds = torch.where(latent[..., None], z[:, None], embeds)
+        x = super().think(ids, embeds, positions, padding, cache, trace)
         hidden = self.decoder.norm(x)
         layered = hidden if self._layered is None else self._layered
         real = torch.ones_like(latent) if padding is None else padding[:, seen : seen + ids.shape[1]]

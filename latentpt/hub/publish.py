@@ -12,7 +12,7 @@ import torch
 from latentpt.data.errors import DataError
 from latentpt.evaluation.results import of_weights, read_results
 from latentpt.hub.card import model_card, run_figures
-from latentpt.hub.folders import export_folder, loading_class
+from latentpt.hub.folders import export_folder, loading_class, special_ids, unrolled
 from latentpt.hub.source import Source, open_source
 from latentpt.run.reading import Reading, write_reading
 from latentpt.thoughts.identity import identity
@@ -28,11 +28,13 @@ def publish(arguments: argparse.Namespace) -> str:
             raise
         tokenizer = None
     output = Path(arguments.output)
+    model = unrolled(source.model) if arguments.unroll else source.model
     title = arguments.name or output.resolve().name
-    loader = loading_class(source.model)
-    card = model_card(title, source.model, loader, _figures(source, arguments))
+    loader = loading_class(model)
+    card = model_card(title, model, loader, _figures(source, arguments))
     dtype: torch.dtype = getattr(torch, arguments.dtype)
-    lacking = export_folder(source.model, output, tokenizer, card, dtype)
+    ids = special_ids(arguments.model) if source.run is None else {}
+    lacking = export_folder(model, output, tokenizer, card, dtype, ids)
     if source.run is not None:
         data = source.run.data
         write_reading(

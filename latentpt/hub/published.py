@@ -26,6 +26,15 @@ _KEYS = (
     "interpolation",
     "patch_method",
 )
+KEYS = (
+    *_KEYS,
+    "random_jacobi_iterations",
+    "interpolation_use_topk",
+    "interpolation_topk",
+    "residual_interpolated_embeds",
+    "pause_token_id",
+)
+"""All keys that are understood here."""
 _METHODS = {"ours": "latent", "ponderlm": "ponder", "loop": "loop", "pause": "pause", "vanilla": "vanilla"}
 
 

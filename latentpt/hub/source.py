@@ -42,7 +42,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--model",
         metavar="PATH",
-        help="Hugging Face folder (GPT-NeoX, LLaMA, GPT-2, an export) or llama2.c .bin",
+        help="Hugging Face folder (Pythia, LLaMA, Mistral, Qwen, .., an export) or llama2.c .bin",
     )
     parser.add_argument(
         "--step", type=int, metavar="N", help="checkpoint of that step of the run (default: the latest)"

@@ -20,6 +20,7 @@ from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
+from latentpt.modeling.norms import make_head_norm
 from latentpt.modeling.rotary import Rotary, rotate
 
 
@@ -101,7 +102,7 @@ class QKV(Linear):
 
     def __init__(self, config: ModelConfig) -> None:
         rows = (config.num_heads + 2 * config.kv_heads) * config.head_width
-        super().__init__(config.hidden_size, rows, bias=config.bias)
+        super().__init__(config.hidden_size, rows, bias=config.qkv_biased)
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_width
 
     # A Linear for its matrix, which is stored and gathered as one; what comes out are its parts.
@@ -135,7 +136,9 @@ class Attention(nn.Module):
             )
         self.causal = BACKENDS[backend]
         self.qkv = QKV(config)
-        self.out = Linear(config.num_heads * config.head_width, config.hidden_size, bias=config.bias)
+        self.q_norm = make_head_norm(config, config.num_heads)
+        self.k_norm = make_head_norm(config, config.kv_heads)
+        self.out = Linear(config.num_heads * config.head_width, config.hidden_size, bias=config.out_biased)
 
     def forward(
         self,
@@ -158,6 +161,9 @@ class Attention(nn.Module):
             q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
             k, v = injection.keys_values(x, k, v, memory)
             turning = [q, k]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+            turning = [self.q_norm(q), self.k_norm(k)]
         if angles is not None and dispatch.wanted(x):
             q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
             turning = list(_rotate_both(q, k, angles))

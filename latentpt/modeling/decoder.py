@@ -1,4 +1,4 @@
-"""The decoder: one trunk for three families. It knows nothing of thoughts beyond cells that lie in slots.
+"""The decoder: one trunk for all families. It knows nothing of thoughts beyond cells that lie in slots.
 
 Shapes: B rows, L positions, S slots per position, R slots that are read, d width, V vocabulary.
 """
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import IGNORE, linear_cross_entropy
+from latentpt.modeling.loss import IGNORE, capped_cross_entropy, linear_cross_entropy, soft_cap
 from latentpt.modeling.norms import after, both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
@@ -37,24 +37,28 @@ class Ran(NamedTuple):
 
 
 class MLP(nn.Module):
-    """d -> ff -> d with GELU, or SwiGLU(x) = W_down(silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202)."""
+    """d -> ff -> d with GELU, or with a gate, W_down(silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
-        width = config.mlp_size * (2 if self.activation == "swiglu" else 1)
+        self.activation, self.gated = config.activation, config.gated
+        width = config.mlp_size * (2 if self.gated else 1)
         self.up = Linear(config.hidden_size, width, bias=config.bias)
         self.down = Linear(config.mlp_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
         h = self.up(x)
-        if self.activation == "swiglu":
+        if self.gated:
             gate, value = h.chunk(2, dim=-1)
-            h = F.silu(gate) * value
-        else:
-            h = F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.down(h)
+            return self.down(self.bend(gate) * value)
+        return self.down(self.bend(h))
+
+    def bend(self, h: Tensor) -> Tensor:
+        """The non-linearity."""
+        if self.activation == "swiglu":
+            return F.silu(h)
+        return F.gelu(h, approximate="none" if self.activation == "gelu" else "tanh")
 
 
 KNOWN_PARTS = {"attention_norm", "attention", "mlp_norm", "mlp", "qkv", "out"}
@@ -62,15 +66,18 @@ KNOWN_PARTS = {"attention_norm", "attention", "mlp_norm", "mlp", "qkv", "out"}
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, side by side (GPT-NeoX) or one after the other."""
+    """One layer: attention and MLP, side by side (GPT-NeoX) or one after the other, normalised before, after or both."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.attention_norm = make_norm(config)
+        pre, post = config.norm_place != "post", config.norm_place != "pre"
+        self.attention_norm = make_norm(config) if pre else nn.Identity()
         self.attention = Attention(config, backend)
-        self.mlp_norm = make_norm(config)
+        self.attention_post_norm = make_norm(config) if post else nn.Identity()
+        self.mlp_norm = make_norm(config) if pre else nn.Identity()
         self.mlp = MLP(config)
+        self.mlp_post_norm = make_norm(config) if post else nn.Identity()
 
     def forward(
         self,
@@ -101,14 +108,15 @@ class Block(nn.Module):
         if self.parallel and read is None:
             normed, for_mlp = both(x, self.attention_norm, self.mlp_norm)
             attended, kv = self.attention(normed, angles, view, None, injection, memory, watch)
-            return x + attended + self.mlp(for_mlp), kv
+            return x + self.attention_post_norm(attended) + self.mlp_post_norm(self.mlp(for_mlp)), kv
         attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
+        attended = self.attention_post_norm(attended)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
-            return x + attended + self.mlp(self.mlp_norm(x)), kv
+            return x + attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
         normed, x = after(self.mlp_norm, x, attended)
-        return x + self.mlp(normed), kv
+        return x + self.mlp_post_norm(self.mlp(normed)), kv
 
     def layer(self) -> Layer | None:
         """The weights as the kernels that decode read them; None if the block is more than these know, as under LoRA."""
@@ -118,7 +126,7 @@ class Block(nn.Module):
         plain = [type(matrix) for matrix in matrices] == [QKV, Linear, Linear, Linear]
         if here != KNOWN_PARTS or not plain or self.mlp.activation not in ACTIVATIONS:
             return None
-        norms = [NormOf(n.weight, n.bias, n.eps or 0.0, n.kind) for n in (self.attention_norm, self.mlp_norm)]
+        norms = [NormOf(n.scale, n.bias, n.eps or 0.0, n.kind) for n in (self.attention_norm, self.mlp_norm)]
         qkv, out, up, down = ((matrix.weight, matrix.bias) for matrix in matrices)
         return Layer(norms[0], *qkv, *out, norms[1], *up, *down, self.mlp.activation, self.parallel)
 
@@ -128,12 +136,20 @@ class Head(Linear):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self.cap = config.logit_softcap
+
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Logits [.., V] by the matrix that is handed in, which mixtures gather by themselves."""
+        return soft_cap(self.multiply(hidden, weight), self.cap)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits [.., V], or with targets the summed cross-entropy in nats."""
         if targets is None:
-            return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten(), IGNORE)
+            return self.logits(hidden, self.weight)
+        rows, wanted = hidden.flatten(0, -2), targets.flatten()
+        if self.cap is not None:
+            return capped_cross_entropy(rows, self.weight, wanted, self.cap)
+        return linear_cross_entropy(rows, self.weight, wanted, IGNORE)
 
 
 class Decoder(nn.Module):
@@ -158,7 +174,7 @@ class Decoder(nn.Module):
         """Rotary angles of int positions [L] or [B, L]; None for learned positions."""
         if self.config.positions == "learned":
             return None
-        return rotary(positions, self.config.rotary_size, self.config.rope_theta)
+        return rotary(positions, self.config)
 
     def run(
         self,
@@ -200,15 +216,15 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int, std: float, residual_std: float) -> None:
-    """Truncated normal, cut at 3 std, for every matrix of the module; norms 1 and 0, biases 0.
+def initialize(module: nn.Module, seed: int, std: float, residual_std: float, norm: float = 1.0) -> None:
+    """Truncated normal, cut at 3 std, for every matrix of the module; norms `norm` and 0, biases 0.
 
     Attention-out and MLP-down, which write to the residual stream, take `residual_std`. A parameter's values depend on
     the seed and its name alone.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            parameter.fill_(norm if name.endswith("norm.weight") else 0.0)
             continue
         spread = residual_std if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
         values = torch.empty(parameter.shape, dtype=torch.float32)

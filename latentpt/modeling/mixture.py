@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentpt.modeling.linear import Linear, linear
+from latentpt.modeling.decoder import Head
+from latentpt.modeling.linear import linear
 from latentpt.modeling.loss import CHUNK_ROWS
 
 Product = Callable[..., Tensor]
-"""x W^T of x and W, see `latentpt.modeling.linear`."""
+"""Logits of x and W: x W^T, or what a head makes of it."""
 
 
 def softmax_mixture(
@@ -50,6 +51,6 @@ def _mix(hidden: Tensor, head: Tensor, table: Tensor, top_k: int | None, multipl
 class Mixture(nn.Module):
     """softmax_mixture as a module, so that ZeRO-3 gathers head and embedding around it."""
 
-    def forward(self, hidden: Tensor, head: Linear, embedding: nn.Embedding, top_k: int | None) -> Tensor:
+    def forward(self, hidden: Tensor, head: Head, embedding: nn.Embedding, top_k: int | None) -> Tensor:
         """Mixture [.., d] of the unscaled embedding rows."""
-        return softmax_mixture(hidden, head.weight, embedding.weight, top_k, multiply=head.multiply)
+        return softmax_mixture(hidden, head.weight, embedding.weight, top_k, multiply=head.logits)

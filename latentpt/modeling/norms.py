@@ -18,6 +18,11 @@ class LayerNorm(nn.LayerNorm):
 
     kind = "layer"
 
+    @property
+    def scale(self) -> Tensor:
+        """What the normalised x is multiplied by, [width]."""
+        return self.weight
+
     def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
         """norm(x) of x [.., d]; with `more` the pair norm(x + more), x + more."""
         normed, summed = add_norm(x, more, self.weight, self.bias, self.eps, self.kind)
@@ -25,23 +30,50 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm over the width (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """x / rms(x) (w + offset) over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     kind, bias = "rms", None
 
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__(width, eps=eps)
+        self.offset = offset
+
+    @property
+    def scale(self) -> Tensor:
+        """What the normalised x is multiplied by, [width]."""
+        return self.weight + self.offset if self.offset else self.weight
+
     def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
         """norm(x) of x [.., d]; with `more` the pair norm(x + more), x + more."""
-        normed, summed = add_norm(x, more, self.weight, None, self.eps or 0.0, self.kind)
+        normed, summed = add_norm(x, more, self.scale, None, self.eps or 0.0, self.kind)
         return normed if more is None else (normed, summed)
+
+
+class AllHeadsNorm(RMSNorm):
+    """RMSNorm over all heads of a position together."""
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
+        """[.., H, D] -> [.., H, D]."""
+        return super().forward(x.flatten(-2)).unflatten(-1, x.shape[-2:])
 
 
 Norm = LayerNorm | RMSNorm
 
 
 def make_norm(config: ModelConfig) -> Norm:
-    """LayerNorm or RMSNorm over the width."""
-    kind = LayerNorm if config.norm == "layer" else RMSNorm
-    return kind(config.hidden_size, eps=config.norm_eps)
+    """LayerNorm or RMSNorm over the width of the stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
+
+
+def make_head_norm(config: ModelConfig, heads: int) -> RMSNorm | None:
+    """The norm of queries or keys [.., heads, D], or None."""
+    if config.qk_norm == "none":
+        return None
+    if config.qk_norm == "head":
+        return RMSNorm(config.head_width, config.norm_eps, config.norm_offset)
+    return AllHeadsNorm(heads * config.head_width, config.norm_eps, config.norm_offset)
 
 
 def after(norm: nn.Module, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +91,6 @@ def both(x: Tensor, first: nn.Module, second: nn.Module) -> tuple[Tensor, Tensor
         return first(x), second(x)
     if any(hasattr(p, "ds_id") for norm in (first, second) for p in norm.parameters()):
         return first(x), second(x)
-    weights, biases = zip(*((norm.weight, norm.bias) for norm in (first, second)), strict=True)
+    weights, biases = zip(*((norm.scale, norm.bias) for norm in (first, second)), strict=True)
     (of_first, of_second), _ = add_norms(x, None, weights, biases, first.eps or 0.0, first.kind)
     return of_first, of_second

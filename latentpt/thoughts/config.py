@@ -8,6 +8,17 @@ from pydantic import model_validator
 
 from latentpt.config import Section
 
+FILLING = (
+    "latent",
+    "latent_mixture",
+    "pause",
+    "loop",
+    "ponder",
+    "ponder_hidden",
+    "sequential_hidden_decoding",
+)
+"""Methods that do nothing but fill latent slots, of which there must be one then."""
+
 
 class Phase(Section):
     """A stretch of training with fewer thoughts or refinements than at the end."""
@@ -52,7 +63,7 @@ class ThoughtsConfig(Section):
     """Factor on token embeddings; null means the method's own: sqrt(2.5 d) for vanilla, latent, loop and
     sequential_hidden_decoding, sqrt(d) for pause, ponder and latent_mixture, 1 for ponder_hidden."""
     pause_token: int | None = None
-    """Method pause: the vocabulary row that fills the latent slots, one that no text uses; null means the last row."""
+    """Method pause: the vocabulary row that fills the latent slots, one that no text uses; null means a row of its own."""
     top_k: int | None = None
     """Methods ponder and latent_mixture: mix only the k most likely embeddings; null means all."""
     cumulative: bool = False
@@ -90,6 +101,11 @@ class ThoughtsConfig(Section):
             raise ValueError(
                 f"thoughts.num_thoughts = {self.num_thoughts} with thoughts.method = vanilla, which has none; "
                 "set thoughts.method = latent or thoughts.num_thoughts = 0"
+            )
+        if self.method in FILLING and not self.num_thoughts:
+            raise ValueError(
+                f"thoughts.method = {self.method} with thoughts.num_thoughts = 0 would train a plain decoder; "
+                "the nearest number that thinks is 1"
             )
         return self
 

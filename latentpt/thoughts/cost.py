@@ -59,7 +59,7 @@ def _layer_flops(model: ModelConfig, stretch: Stretch, step: Step, start: int) -
     query = 2 * d * heads
     key_value = 2 * d * 2 * model.kv_heads * model.head_width
     out = 2 * heads * d
-    mlp = 2 * d * model.mlp_size * (3 if model.activation == "swiglu" else 2)
+    mlp = 2 * d * model.mlp_size * (3 if model.gated else 2)
     pair = 4 * heads  # q k^T and p v
 
     def some(columns: range) -> float:

@@ -49,7 +49,8 @@ class LanguageModel(nn.Module):
         """Fresh weights, a function of the seed alone (methods.md section 2)."""
         deeper = self.method.slots if self.config.family == "pythia" else 1
         std = math.sqrt(2 / (5 * self.config.hidden_size))
-        initialize(self, seed, std, residual_std=std / math.sqrt(2 * self.config.num_layers * deeper))
+        residual = std / math.sqrt(2 * self.config.num_layers * deeper)
+        initialize(self, seed, std, residual, norm=1 - self.config.norm_offset)
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, equal on every rank."""
@@ -62,9 +63,10 @@ class LanguageModel(nn.Module):
     def cache(self, rows: int, capacity: int, kind: type[Cache] = Cache) -> Cache:
         """An empty state with room for `capacity` positions of `rows` sequences, for decoding without gradient.
 
-        Raises ValueError if a learned table has fewer positions.
+        Raises ValueError if a learned table has fewer positions, or keys would turn otherwise as the text grows.
         """
         self._check_fits(capacity)
+        self._check_turns(capacity)
         return kind(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
 
     def tokens(
@@ -104,6 +106,8 @@ class LanguageModel(nn.Module):
             )
         read_all = tokens.alive is not None or (watch is not None and watch.every_slot)
         plan = compile_plan(traits, schedule, tokens.ids.shape[1], state is not None, read_all)
+        if state is not None or len(plan.stretches) > 1:
+            self._check_turns(tokens.ids.shape[1] + (0 if state is None else state.positions))
         return execute(self.decoder, self.method, tokens, plan, state, watch)
 
     def think(
@@ -157,4 +161,12 @@ class LanguageModel(nn.Module):
         if self.config.positions == "learned" and positions > self.config.max_positions:
             raise ValueError(
                 f"{positions} tokens do not fit model.max_positions = {self.config.max_positions}, a learned table"
+            )
+
+    def _check_turns(self, positions: int) -> None:
+        scaling, limit = self.config.rope_scaling, self.config.max_positions
+        if scaling is not None and scaling.kind == "dynamic" and positions > limit:
+            raise ValueError(
+                f"{positions} tokens cannot be read piece by piece under dynamic rope scaling, which turns the keys of all "
+                f"of them otherwise once there are more than model.max_positions = {limit}"
             )

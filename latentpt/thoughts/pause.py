@@ -1,8 +1,9 @@
-"""Pause tokens: N copies of one unused vocabulary row after every token (Goyal et al. 2023, arXiv 2310.02226)."""
+"""Pause tokens: N copies of one row that no text uses after every token (Goyal et al. 2023, arXiv 2310.02226)."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
@@ -12,7 +13,8 @@ from latentpt.thoughts.state import Before
 
 
 class Pause(ThoughtMethod):
-    """u(t, s) = sqrt(d) W_e[pause]: more slots to compute in, nothing fed back, one pass."""
+    """u(t, s) = sqrt(d) w: more slots to compute in, nothing fed back, one pass. w is a row of its own, beside the
+    vocabulary, unless `pause_token` names one of the vocabulary's."""
 
     feedback = False
     default_scale = 1.0
@@ -20,13 +22,17 @@ class Pause(ThoughtMethod):
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
         last = model.vocab_size - 1
-        self.row = last if config.pause_token is None else config.pause_token
-        if not 0 <= self.row <= last:
+        if config.pause_token is None:
+            self.row = nn.Embedding(1, model.hidden_size)
+        elif not 0 <= config.pause_token <= last:
             raise ValueError(
-                f"thoughts.pause_token = {self.row} is no row of the vocabulary; the nearest is {last}"
+                f"thoughts.pause_token = {config.pause_token} is no row of the vocabulary; the nearest is {last}"
             )
 
     def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """The same row everywhere."""
-        row = decoder.embedding(tokens.ids.new_full((1, 1, 1), self.row)) * self.embed_scale
+        index = self.config.pause_token
+        table = self.row if index is None else decoder.embedding
+        at = torch.full((1, 1, 1), index or 0, dtype=tokens.ids.dtype, device=tokens.ids.device)
+        row = table(at) * self.embed_scale
         return tokens.placed(row).expand(*tokens.ids.shape, len(slots), -1)

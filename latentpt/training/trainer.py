@@ -21,7 +21,7 @@ from latentpt.data.batches import (
 from latentpt.data.identity import data_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.modeling.loss import IGNORE
-from latentpt.run import RunConfig, RunFolder, checkpoints, read_metrics
+from latentpt.run import RunConfig, read_metrics
 from latentpt.run.checkpoints import Progress
 from latentpt.run.command import AUTO, Start
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
@@ -37,6 +37,7 @@ from latentpt.training.learning_rate import learning_rate
 from latentpt.training.loop import Loop
 from latentpt.training.monitor import peak_flops
 from latentpt.training.origin import claimed
+from latentpt.training.start import load_start
 
 WRITING_PARAMETERS = 1_000_000_000
 """Most parameters of a model that is loaded once more, on the CPU, to write texts for the page; launch/report.py does for any."""
@@ -65,8 +66,7 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
     with claimed(config, start, FIXED, data_identity(config.data)) as claim:
         model = build_model(config)
         if claim.origin is None and config.training.start_from:
-            source = RunFolder(Path(config.training.start_from))
-            checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
+            load_start(config, model)
         claim.make_ready(device)
         return Trainer(config, model, data, held_out, claim.origin, device).run()
 

@@ -92,8 +92,33 @@ def test_the_loss_is_that_of_transformers():
     "change, said",
     [
         ({"model_type": "lama"}, "model_type = lama is not supported; the nearest supported one is llama"),
-        ({"attention_bias": True}, "attention_bias = True is not supported"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
+        ({"attention_bias": True}, "tensor model.layers.0.self_attn.o_proj.bias is missing"),
+        ({"rope_scaling": {"factor": 2.0}}, "factor of rope_type = default is not supported; it has no keys"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type = longrope is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "finetuned": True}},
+            "finetuned of rope_type = yarn",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "the llama configuration has no low_freq_factor",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor must be at least 1, got 0.5"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "values of its own for full_attention",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for llama"),
+        (
+            {"rope_interleaved": True},
+            "rope_interleaved = True is not supported; the supported value is False",
+        ),
+        ({"quantization_config": {"bits": 4}}, "the key quantization_config = {'bits': 4} is not understood"),
+        ({"attention_multiplier": 0.5}, "the key attention_multiplier = 0.5 is not understood"),
+        (
+            {"add_cross_attention": True},
+            "add_cross_attention = True is not supported; the supported value is False",
+        ),
         ({"hidden_act": "relu"}, "hidden_act = relu is not supported for llama"),
         ({"num_attention_heads": 5}, "model.num_kv_heads = 2 does not divide model.num_heads = 5"),
         (

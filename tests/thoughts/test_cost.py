@@ -101,6 +101,26 @@ def test_counted_flops_equal_torchs_counter(family, name):
     assert both.get_total_flops() - remade == pytest.approx(rows * length * cost.total, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "traits",
+    [
+        {"activation": "geglu", "norm_place": "both", "norm_offset": 1.0},
+        {"qk_norm": "full", "norm_place": "post", "head_size": 12},
+        {"qk_norm": "head", "qkv_bias": True, "logit_softcap": 5.0},
+    ],
+    ids=lambda traits: "-".join(traits),
+)
+def test_traits_of_families_cost_what_is_counted(traits):
+    model = tiny_model(
+        "llama", torch.float32, size={"hidden_size": 32, **traits}, method="latent", num_thoughts=1
+    )
+    ids, schedule = tiny_ids(2, 12), model.method.schedule()
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as both:
+        model(ids, targets=ids, schedule=schedule, return_logits=False).loss.backward()
+    counted = 24 * schedule_cost(model.config, model.method, schedule, 12).total
+    assert both.get_total_flops() == pytest.approx(counted, rel=0.01)
+
+
 def recomputed(model, schedule):
     """The logits of mixtures are made again in the backward; that is memory saved, not the model's work."""
     logits = 2 * model.config.hidden_size * model.config.vocab_size

@@ -1,0 +1,81 @@
+"""A training that starts from weights of another model: of a run, or of what somebody published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentpt.config import ConfigError, build, differences, read_config
+from latentpt.hub.folders import folder_config, load_folder
+from latentpt.modeling.config import ModelConfig
+from latentpt.run import RunConfig, RunFolder, checkpoints
+from latentpt.thoughts.model import LanguageModel
+
+
+def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """A run's configuration; one whose training.start_from is a Hugging Face folder gets its decoder from there.
+
+    The folder gives the whole `model` section, which is then left out (or says the same), and thoughts.embed_scale, so that
+    token slots go on reading what they always did. Raises ConfigError for what does not fit.
+    """
+    values, origins = read_config(path, overrides)
+    training, thoughts = values.get("training"), values.setdefault("thoughts", {})
+    start = training.get("start_from") if isinstance(training, dict) else None
+    if isinstance(start, str) and is_published(Path(start)):
+        size, scale = folder_config(start)
+        _check_same(start, values.get("model"), size)
+        values["model"] = size.model_dump(mode="json")
+        if isinstance(thoughts, dict):
+            thoughts.setdefault("embed_scale", scale)
+    elif isinstance(start, str) and start and not Path(start).exists() and "model" not in values:
+        raise ConfigError(f"training.start_from = {start}: there is no such folder to take the model from")
+    config = build(RunConfig, values, origins)
+    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
+
+
+def is_published(path: Path) -> bool:
+    """Whether weights lie there as Hugging Face or llama2.c keep them, not as a run does."""
+    return (path / "config.json").is_file() or (path.is_file() and path.suffix == ".bin")
+
+
+def _check_same(start: str, given: Any, size: ModelConfig) -> None:
+    """Refuse a model section that says something else; what it leaves out is the source's, unless it names a family."""
+    if not isinstance(given, dict):
+        return
+    base = {} if {"preset", "family"} & given.keys() else size.model_dump(mode="json")
+    asked = build(ModelConfig, {**base, **given})
+    for key, ours, theirs in differences(asked.model_dump(mode="json"), size.model_dump(mode="json")):
+        if key == "preset" or (key in ("num_kv_heads", "head_size", "intermediate_size") and not ours):
+            continue  # what is 0 follows from the rest
+        raise ConfigError(
+            f"model.{key} = {ours} contradicts training.start_from = {start}, which has {theirs}; "
+            "leave the section model out to take it from there"
+        )
+
+
+def load_start(config: RunConfig, model: LanguageModel) -> None:
+    """Give a new model the weights that training.start_from names: a run's latest, or those somebody published.
+
+    Parameters of the method keep their first values if the source thinks otherwise. Raises ConfigError or
+    CheckpointError for weights that are not there, damaged, or of another model.
+    """
+    start = Path(config.training.start_from)
+    if not is_published(start):
+        checkpoints.load_weights(checkpoints.find(RunFolder(start).checkpoints), model)
+        return
+    source = load_folder(start)
+    theirs = dict(source.named_parameters())
+    same_method = source.thoughts.method == config.thoughts.method
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in theirs or not (same_method or name.startswith("decoder.")):
+                continue
+            if theirs[name].shape != parameter.shape:
+                raise ConfigError(
+                    f"{start}: {name} has shape {tuple(theirs[name].shape)}, "
+                    f"the configuration asks for {tuple(parameter.shape)}"
+                )
+            parameter.copy_(theirs[name])
