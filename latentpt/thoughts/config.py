@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import Section
+from latentpt.config import ConfigError, Section
+
+Span = Literal["all", "first", "middle", "last"] | tuple[int, int]
+"""Layers of a decoder: all, a third of them, or (first, one after the last), counted from 0."""
 
 
 class Phase(Section):
@@ -27,8 +30,15 @@ class ThoughtsConfig(Section):
     """Thought method, a name of `latentpt.thoughts.registry.METHODS`."""
     num_thoughts: int = 0
     """Latent slots N after every token."""
-    visibility: Literal["causal", "stage_causal"] = "causal"
-    """causal: a slot sees every earlier slot (the paper); stage_causal: slot s sees only slots s' <= s, exact in N + 1 passes."""
+    visibility: Literal["causal", "stage_causal", "same_slot"] = "causal"
+    """causal: a slot sees every earlier slot (the paper); stage_causal: slot s sees only slots s' <= s, exact in N + 1
+    passes; same_slot: slot s sees slots s alone, exact too."""
+    span: Span | None = None
+    """Layers that latent slots run through, the others run once a token: all, first, middle or last (a third of them), or
+    [first, stop] counted from 0; null means the method's own: middle for mid_loop, smear, p2n and dual_slot, else all."""
+    injection: Literal["add", "gate", "norm"] | None = None
+    """Methods smear, p2n, dual_slot and hybrid: how the position before is added to a token: as it is, times a gate tanh(g)
+    that starts at zero, or after an RMS norm; null means gate for hybrid and add for the others."""
     solver: Literal["jacobi", "gauss_seidel", "strided", "sequential"] = "jacobi"
     """How the training forward finds the latents under causal visibility."""
     refinements: int | tuple[int, int] = 3
@@ -110,6 +120,27 @@ class ThoughtsConfig(Section):
     def num_slots(self) -> int:
         """Slots per position: S = N + 1."""
         return self.num_thoughts + 1
+
+
+def layers_of(span: Span, layers: int) -> tuple[int, int]:
+    """First layer and the one after the last of a span; the middle third is what two outer ones of n // 3 layers leave.
+
+    Raises ConfigError for layers that a decoder of so many does not have.
+    """
+    third = layers // 3
+    named = {
+        "all": (0, layers),
+        "first": (0, third),
+        "middle": (third, layers - third),
+        "last": (layers - third, layers),
+    }
+    start, stop = named[span] if isinstance(span, str) else span
+    if not 0 <= start < stop <= layers:
+        raise ConfigError(
+            f"thoughts.span = {span} is no span of {layers} layers; the nearest is "
+            f"[{min(max(start, 0), layers - 1)}, {min(max(stop, start + 1, 1), layers)}]"
+        )
+    return start, stop
 
 
 def _range(refinements: int | tuple[int, int]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from latentpt.modeling.decoder import Decoder
 from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.method import ThoughtMethod, Tokens
-from latentpt.thoughts.plan import Column, Fed, Plan, Source, Step, Stretch
+from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
 from latentpt.thoughts.sight import Sight, joined
 from latentpt.thoughts.state import Before, KeysValues, State
 
@@ -66,16 +66,16 @@ class Outcome(NamedTuple):
 
     def inputs_of(self, columns: slice) -> Tensor:
         """What some columns read."""
-        return self.inputs[:, :, columns]
+        return _columns(self.inputs, columns)
 
     def stream_of(self, columns: slice) -> Tensor:
         """Streams of some columns after the last layer."""
         start = self.step.read.start
-        return self.x[:, :, columns.start - start : columns.stop - start]
+        return _columns(self.x, slice(columns.start - start, columns.stop - start))
 
     def state_of(self, columns: slice) -> Tensor:
         """Streams of some columns where states are taken."""
-        return self.stream_of(columns) if self.tapped is None else self.tapped[:, :, columns]
+        return self.stream_of(columns) if self.tapped is None else _columns(self.tapped, columns)
 
 
 class Outcomes(dict[int, Outcome]):
@@ -167,6 +167,7 @@ class _Walk:
         self.stretch, self.state, self.watch = stretch, state, watch
         self.angles = decoder.angles(tokens.positions)
         self.outcomes = Outcomes()
+        self.outcomes[EMBEDDING.number] = Outcome(EMBEDDING, tokens.embeds, tokens.embeds, [], None)
         self.sight = Sight(stretch, state, tokens, self.outcomes.keys_values)
 
     def run(self) -> list[Streams]:
@@ -238,9 +239,8 @@ class _Walk:
             first = columns[0]
             tokens = self.tokens.at(slice(step.columns[first].first, None, step.columns[first].every))
             if step.layers[0]:
-                tokens = tokens._replace(
-                    embeds=self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
-                )
+                embeds = self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
+                tokens = tokens.inside(embeds)
             fed = [f for f in (step.fed[index] for index in columns) if f is not None]
             before = self.before(step, columns, fed) if fed else None
             slots = _range([step.columns[index].slot for index in columns])
@@ -277,15 +277,21 @@ class _Walk:
             pair = [zero.expand_as(here.embeds[:, :, 0])] * 2
             unknown = ~unknown
         else:
-            pair = [self.outcomes.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
+            pair = self.pair(fed.feed.slot, fed.source)
         if fed.wraps:
             first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
             unknown = torch.cat([torch.full_like(unknown[:, :1], last is None), unknown], dim=1)
         inputs, x = (part[:, :rows, None] for part in pair)
+        states = x if fed.feed.slot is None else self.method.states(self.decoder, x)
         begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
-        states = self.method.states(self.decoder, x).masked_fill(begins[..., None, None], 0.0)
-        return Before(inputs, states)
+        return Before(inputs, states.masked_fill(begins[..., None, None], 0.0))
+
+    def pair(self, fed_by: int | None, source: Source) -> list[Tensor]:
+        """Input and stream [B, L, d] of the cells that feed; of the token's own stream, this twice."""
+        if fed_by is None:
+            return [self.outcomes.column(source, Outcome.stream_of)] * 2
+        return [self.outcomes.column(source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
 
     @functools.cached_property
     def begins(self) -> Tensor:
@@ -318,11 +324,8 @@ class _Walk:
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
-            pair = (
-                self.outcomes.column(source, of)[:, row].unsqueeze(1)
-                for of in (Outcome.inputs_of, Outcome.state_of)
-            )
-            state.last[slot] = tuple(pair)  # type: ignore[assignment]
+            inputs, x = (part[:, row].unsqueeze(1) for part in self.pair(slot, source))
+            state.last[slot] = inputs, x
         if done:
             present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
             olds = (state.documents, state.alive)
@@ -344,6 +347,10 @@ def _alike(step: Step) -> list[range]:
 
     groups = (list(group) for _, group in itertools.groupby(range(len(step.columns)), kind))
     return [range(group[0], group[-1] + 1) for group in groups]
+
+
+def _columns(x: Tensor, columns: slice) -> Tensor:
+    return x if columns == slice(0, x.shape[2]) else x[:, :, columns]
 
 
 def _range(slots: list[int]) -> range:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentpt.config import ConfigError
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
-from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.config import Span, ThoughtsConfig, layers_of
 from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
 from latentpt.thoughts.state import Before
@@ -38,6 +39,10 @@ class Tokens(NamedTuple):
         """Inputs of latent slots [B, L, n, d] on the row of their position, where positions are learned."""
         return latents if self.rows is None else latents + self.rows
 
+    def inside(self, stream: Tensor) -> Tokens:
+        """The tokens in a span of layers, made from the stream [B, L, 1, d] that enters it, which knows its position."""
+        return self._replace(embeds=stream, rows=None)
+
     def at(self, index: slice) -> Tokens:
         """The tokens at some places of the stretch."""
         if index == slice(0, None, 1):
@@ -59,6 +64,8 @@ class ThoughtMethod(nn.Module):
     """Whether a latent slot is fed the state before it; without feedback one pass is exact."""
     carry = False
     """Whether slot 0 is fed the state of the last slot of the position before (zero at the beginning of a document)."""
+    one_slot = False
+    """Whether the token's slot is the only one there can be."""
     tap: int | None = None
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
     injections: nn.ModuleList | None = None
@@ -67,11 +74,20 @@ class ThoughtMethod(nn.Module):
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
     fixed_visibility: Visibility | None = None
     """What a slot sees where the method leaves no choice."""
+    default_span: Span = "all"
+    """The layers that are run for every slot."""
 
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
+        """Raises ConfigError where the configuration asks for what the method or the model does not have."""
         super().__init__()
         self.config = config
         self.width, self.layers = model.hidden_size, model.num_layers
+        if self.one_slot and config.num_thoughts:
+            raise ConfigError(
+                f"thoughts.num_thoughts = {config.num_thoughts} with thoughts.method = {config.method}, "
+                "which has no latent slots; the nearest number is 0"
+            )
+        self._span = layers_of(config.span or self.default_span, model.num_layers)
 
     @property
     def slots(self) -> int:
@@ -86,7 +102,13 @@ class ThoughtMethod(nn.Module):
     @property
     def span(self) -> tuple[int, int]:
         """The layers that are run for every slot; those before run on the token alone, those after on the last slot."""
-        return 0, self.layers
+        return self._span
+
+    @property
+    def whole(self) -> bool:
+        """Whether slots run through all layers and are fed by slots of their own position alone."""
+        feeds = self.feeds(self.slots)
+        return self.span == (0, self.layers) and not any(feed is not None and feed.back for feed in feeds)
 
     def feeds(self, slots: int) -> tuple[Feed | None, ...]:
         """Slot by slot the cell whose state it is fed."""
@@ -117,8 +139,11 @@ class ThoughtMethod(nn.Module):
         return Tokens(ids, embeds, rows, positions)
 
     def states(self, decoder: Decoder, x: Tensor) -> Tensor:
-        """What of the stream x [.., d] at the tap is fed back: by default the last hidden state, after the norm."""
-        return decoder.norm(x)
+        """What of the stream x [.., d] at the tap is fed back: by default the last hidden state, after the norm.
+
+        A span that ends before the last layer hands on its stream as it is.
+        """
+        return decoder.norm(x) if self.span[1] == self.layers else x
 
     def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """Inputs [B, L, n, d] of the n slots named, from the cells that they are fed by; None in slots that none feeds.
@@ -152,11 +177,11 @@ class ThoughtMethod(nn.Module):
     def exact_schedule(self, slots: int | None = None) -> Schedule:
         """The cheapest schedule that is exact: one sweep, unless a slot sees or is fed what is thought after it."""
         slots = slots or self.slots
-        feeds = self.feeds(slots)
+        waits = [None if feed is None else feed.slot for feed in self.feeds(slots)]
         ordered = slots == 1 or self.visibility is not Visibility.CAUSAL
-        if not any(feeds) and (slots == 1 or not ordered):
+        if waits == [None] * slots and (slots == 1 or not ordered):
             return one_pass(slots)
-        in_order = all(feed is None or feed.slot < slot for slot, feed in enumerate(feeds))
+        in_order = all(other is None or other < slot for slot, other in enumerate(waits))
         return by_slot(slots) if ordered and in_order else sequential(slots)
 
     def injection_flops(self, model: ModelConfig, slot: int) -> int:

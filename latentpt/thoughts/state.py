@@ -35,8 +35,8 @@ class State:
         self.traits = traits
         self.positions = 0
         """Positions thought through."""
-        self.last: dict[int, tuple[Tensor, Tensor]] = {}
-        """Slot -> input and stream [B, 1, d] of its latest cell, for the slots that feed what comes next."""
+        self.last: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """Slot -> input and stream [B, 1, d] of its latest cell, for the slots that feed what comes next; None: the token's."""
         self.documents: Tensor | None = None
         """Number of each position's document [B, positions], where documents are kept apart."""
         self.alive: Tensor | None = None

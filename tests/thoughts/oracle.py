@@ -63,7 +63,8 @@ def oracle(model, ids, slots=None, documents=None, alive=None):
     for t in range(ids.shape[1]):
         here = tokens.at(slice(t, t + 1))
         if start:
-            here = here._replace(embeds=layers(here.embeds, t, 0, 0, start, None)[0])
+            here = here.inside(layers(here.embeds, t, 0, 0, start, None)[0])
+        inputs[t, None] = states[t, None] = here.embeds
         streams = []
         for slot in range(slots):
             before = None

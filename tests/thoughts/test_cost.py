@@ -70,9 +70,20 @@ CASES = {
         "method": "carry", "num_thoughts": 1, "visibility": "stage_causal", "solver": "strided", "refinements": 1,
     },
     "two-losses": {"method": "two_losses", "num_thoughts": 1},
-    "middle": {"method": "middle", "num_thoughts": 2},
-    "middle-chunked": {"method": "middle", "num_thoughts": 1, "chunk": 5},
-    "dual-slot": {"method": "dual_slot", "num_thoughts": 1},
+    "mid-loop": {"method": "mid_loop", "num_thoughts": 2},
+    "mid-loop-chunked": {"method": "mid_loop", "num_thoughts": 1, "chunk": 5},
+    "latent-middle": {"method": "latent", "num_thoughts": 1, "refinements": 1, "span": "middle"},
+    "latent-stage-causal-middle": {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal", "span": "middle"},
+    "smear": {"method": "smear"},
+    "p2n": {"method": "p2n", "refinements": 2},
+    "p2n-truncated": {"method": "p2n", "refinements": 3, "bptt_passes": 2},
+    "dual-slot": {"method": "dual_slot", "num_thoughts": 1, "refinements": 2},
+    "dual-slot-stage-causal": {"method": "dual_slot", "num_thoughts": 2, "visibility": "stage_causal"},
+    "dual-slot-blind": {"method": "dual_slot", "num_thoughts": 1, "visibility": "same_slot"},
+    "hybrid": {"method": "hybrid", "num_thoughts": 1, "refinements": 1},
+    "hybrid-stage-causal": {
+        "method": "hybrid", "num_thoughts": 1, "visibility": "stage_causal", "solver": "gauss_seidel", "refinements": 1,
+    },
     "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.registry import METHODS
+from tests.conftest import thinking
 
 
 def fresh(family="pythia", seed=0, **thoughts):
@@ -20,7 +21,7 @@ def fresh(family="pythia", seed=0, **thoughts):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_of_every_method_is_a_function_of_the_seed(method):
-    thoughts = {"method": method, "num_thoughts": 0 if method == "vanilla" else 2}
+    thoughts = thinking(method)
     torch.manual_seed(1)
     first = fresh(**thoughts).state_dict()
     torch.manual_seed(2)

@@ -127,7 +127,9 @@ def test_no_thoughts_of_any_method_equal_vanilla(family):
 
     ids = tiny_ids()
     vanilla = tiny_model(family, embed_scale=2.0)
-    for name in METHODS:
+    for name, kind in METHODS.items():
+        if kind.carry or name == "smear":
+            continue
         model = tiny_model(family, method=name, num_thoughts=0, embed_scale=2.0)
         model.decoder.load_state_dict(vanilla.decoder.state_dict())
         torch.testing.assert_close(model(ids, labels=ids), vanilla(ids, labels=ids), rtol=0, atol=0)
