@@ -10,7 +10,7 @@ from latentpt.thoughts.plan import Step, Stretch
 
 
 class Residuals(Watch):
-    """|z_k - z_(k-1)| / |z_k| of what the latent slots read, over everything solved since it was made."""
+    """|z_k - z_(k-1)| / |z_k| of what slots read that are fed a state, over everything solved since it was made."""
 
     def __init__(self) -> None:
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
@@ -23,9 +23,9 @@ class Residuals(Watch):
 
     @torch.no_grad()
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
-        """Compare what latent slots read with what they read a sweep before."""
+        """Compare what slots read with what they read a sweep before."""
         for index, (first, every, slot) in enumerate(step.columns):
-            if slot == 0:
+            if step.fed[index] is None:
                 continue
             rows, now = slice(first, None, every), u[:, :, index].detach()
             before = self.before.get(slot)
