@@ -5,12 +5,15 @@ from __future__ import annotations
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.full_bandwidth import FullBandwidth
 from latentpt.thoughts.hidden_decoding import SequentialHiddenDecoding
 from latentpt.thoughts.latent import Latent, LatentMixture
 from latentpt.thoughts.loop import Loop
 from latentpt.thoughts.method import ThoughtMethod
+from latentpt.thoughts.middle_recurrence import MiddleRecurrence
 from latentpt.thoughts.pause import Pause
 from latentpt.thoughts.ponder import Ponder, PonderHidden
+from latentpt.thoughts.recurrent import LatentRecurrent
 from latentpt.thoughts.vanilla import Vanilla
 
 METHODS: dict[str, type[ThoughtMethod]] = {
@@ -22,6 +25,9 @@ METHODS: dict[str, type[ThoughtMethod]] = {
     "ponder": Ponder,
     "ponder_hidden": PonderHidden,
     "sequential_hidden_decoding": SequentialHiddenDecoding,
+    "lrt": LatentRecurrent,
+    "fbt": FullBandwidth,
+    "t2mlr": MiddleRecurrence,
 }
 
 

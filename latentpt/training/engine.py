@@ -79,14 +79,17 @@ def _skip_shared_memory_extension() -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices (linear weights, embeddings, head) decay, vectors (biases, norm weights) do not.
+    """Two AdamW groups: matrices (linear weights, embeddings, head) decay, vectors (biases, norm weights) and gates do not.
 
     Weight decay keeps matrices from growing; a norm's weight or a bias has no scale to trade against another layer's.
+    Modules whose attribute `decays` is False are left out as well.
     """
+    spared = {p for m in model.modules() if not getattr(m, "decays", True) for p in m.parameters()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = [p.ndim >= 2 and p not in spared for p in parameters]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, d in zip(parameters, decays, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(parameters, decays, strict=True) if not d], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -31,6 +31,13 @@ KINDS = {
     "middle": {"method": "middle", "num_thoughts": 2},
     "dual_slot": {"method": "dual_slot", "num_thoughts": 1},
     "inside": {"method": "inside", "num_thoughts": 1},
+    "lrt": {"method": "lrt"},
+    "lrt-shared": {"method": "lrt", "shared_projections": True},
+    "fbt": {"method": "fbt"},
+    "fbt-concat": {"method": "fbt", "fusion": "concat", "match_scale": True},
+    "fbt-add": {"method": "fbt", "fusion": "add"},
+    "t2mlr": {"method": "t2mlr"},
+    "t2mlr-all": {"method": "t2mlr", "span": [0, 3]},
 }
 
 
