@@ -31,7 +31,7 @@ class Chance(NamedTuple):
 
     def of(self, draw: int) -> Chance:
         """Those of one of several independent draws."""
-        return Chance(_mixed(self.tokens + draw * _GOLDEN), _mixed(self.documents + draw * _GOLDEN), self.place)
+        return Chance(_mixed(self.tokens ^ draw), _mixed(self.documents ^ draw), self.place)
 
     def uniform(self, width: int) -> Tensor:
         """Numbers in [0, 1) for every token, float32 [B, L, width]."""

@@ -40,6 +40,8 @@ class MiddleRecurrence(CarryMethod):
     def initialize(self, seed: int) -> None:
         """Rates 0; projection as torch's Linear, gates by Xavier's rule with random biases, as published."""
         d = self.width
+        for rate in (self.state_rate, self.stream_rate):
+            nn.init.zeros_(rate)
         fill_uniform(self.project, 1 / math.sqrt(d), seed, "t2mlr.project")
         for name, gate in (("state_gate", self.state_gate), ("stream_gate", self.stream_gate)):
             fill_uniform(gate, math.sqrt(2 / d), seed, f"t2mlr.{name}")
