@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import ConfigError, Section
+from latentpt.config import ConfigError, NotNegative, Section
 
 Span = Literal["all", "first", "middle", "last"] | tuple[int, int]
 """Layers of a decoder: all, a third of them, or (first, one after the last), counted from 0."""
@@ -30,18 +30,22 @@ class ThoughtsConfig(Section):
     """Thought method, a name of `latentpt.thoughts.registry.METHODS`."""
     num_thoughts: int = 0
     """Latent slots N after every token."""
-    visibility: Literal["causal", "stage_causal"] = "causal"
-    """causal: a slot sees every earlier slot (the paper); stage_causal: slot s sees only slots s' <= s, exact in N + 1 passes."""
+    visibility: Literal["causal", "stage_causal", "same_slot"] = "causal"
+    """causal: a slot sees every earlier slot (the paper); stage_causal: slot s sees only slots s' <= s, exact in N + 1
+    passes; same_slot: slot s sees slots s alone, exact too."""
     span: Span | None = None
     """Layers that latent slots run through, the others run once a token: all, first, middle or last (a third of them), or
     [first, stop] counted from 0; null means the method's own: middle for mid_loop, smear, p2n, dual_slot and t2mlr, else
     all."""
+    injection: Literal["add", "gate", "norm"] | None = None
+    """Methods smear, p2n, dual_slot and hybrid: how the position before is added to a token: as it is, times a gate tanh(g)
+    that starts at zero, or after an RMS norm; null means gate for hybrid and add for the others."""
     solver: Literal["jacobi", "gauss_seidel", "strided", "sequential"] = "jacobi"
     """How the training forward finds the latents under causal visibility."""
     refinements: int | tuple[int, int] = 3
     """Refinement sweeps K after the first solution (gauss_seidel: K + 1 sweeps): a number, or [low, high] drawn for each
     training step from (seed, step); evaluation uses high."""
-    draw: Literal["uniform", "inverse_cost"] | tuple[float, ...] = "uniform"
+    draw: Literal["uniform", "inverse_cost"] | tuple[NotNegative, ...] = "uniform"
     """How K is drawn from a range: all alike, with probability proportional to 1 / cost, or in proportion to these numbers,
     one for every K from low to high."""
     residual_target: float | None = None
@@ -67,7 +71,7 @@ class ThoughtsConfig(Section):
     """Method ponder: add to the last input (the original PonderLM) instead of to the first (the published LLaMA file)."""
 
     # A state carried from token to token: lrt, fbt, t2mlr.
-    loss_weights: tuple[float, ...] | None = None
+    loss_weights: tuple[NotNegative, ...] | None = None
     """Methods lrt, fbt and t2mlr: factors on the losses of the last sweeps, the last one's at the end; sweeps before them
     count nothing. null means the method's own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the
     last alone."""
@@ -81,7 +85,7 @@ class ThoughtsConfig(Section):
     """Method fbt: how state and embedding become an input."""
     match_scale: bool = False
     """Method fbt: give a fused input the size of its token's embedding instead of 1, which is what embeddings had at first."""
-    noise: float = 0.02
+    noise: NotNegative = 0.02
     """Method fbt: half-width of the uniform noise on states in training."""
     plain_prefix: bool = True
     """Method fbt: in training a random share of each document, from its first token on, reads plain embeddings."""
@@ -111,23 +115,20 @@ class ThoughtsConfig(Section):
                     f"which must lie between 0 and thoughts.num_thoughts = {self.num_thoughts}"
                 )
         if isinstance(self.draw, tuple):
-            ranges = [self.refinement_range, *(_range(p.refinements) for p in self.curriculum if p.refinements is not None)]
+            ranges = [
+                self.refinement_range,
+                *(_range(p.refinements) for p in self.curriculum if p.refinements is not None),
+            ]
             for low, high in ranges:
                 if low < high and len(self.draw) != high - low + 1:
                     raise ValueError(
                         f"thoughts.draw has {len(self.draw)} numbers, but there are {high - low + 1} refinements from "
                         f"{low} to {high} to draw from"
                     )
-            if min(self.draw, default=0) < 0 or sum(self.draw) <= 0:
-                raise ValueError(
-                    f"thoughts.draw must be numbers of 0 or more and not all 0, got {list(self.draw)}"
-                )
-        if self.loss_weights is not None and not (min(self.loss_weights, default=0) >= 0 < sum(self.loss_weights)):
-            raise ValueError(
-                f"thoughts.loss_weights must be numbers of 0 or more and not all 0, got {list(self.loss_weights)}"
-            )
-        if self.noise < 0:
-            raise ValueError(f"thoughts.noise must be 0 or more, got {self.noise}")
+        for name in ("draw", "loss_weights"):
+            numbers = getattr(self, name)
+            if isinstance(numbers, tuple) and not sum(numbers):
+                raise ValueError(f"thoughts.{name} needs a number above 0, got {list(numbers)}")
         if self.residual_target is not None and self.residual_target <= 0:
             raise ValueError(f"thoughts.residual_target must be null or positive, got {self.residual_target}")
         if self.top_k is not None and self.top_k < 1:

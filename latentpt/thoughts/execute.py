@@ -22,7 +22,7 @@ from torch import Tensor
 from latentpt.modeling.decoder import Decoder, Ran
 from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.method import ThoughtMethod, Tokens
-from latentpt.thoughts.plan import Column, Fed, Plan, Source, Step, Stretch
+from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
 from latentpt.thoughts.sight import Sight, joined
 from latentpt.thoughts.state import Before, KeysValues, State
 
@@ -70,18 +70,18 @@ class Outcome(NamedTuple):
 
     def inputs_of(self, columns: slice) -> Tensor:
         """What some columns read."""
-        return self.inputs[:, :, columns]
+        return _columns(self.inputs, columns)
 
     def stream_of(self, columns: slice) -> Tensor:
         """Streams of some columns after the last layer."""
         start = self.step.read.start
-        return self.x[:, :, columns.start - start : columns.stop - start]
+        return _columns(self.x, slice(columns.start - start, columns.stop - start))
 
     def state_of(self, columns: slice) -> Tensor:
         """States of some columns."""
         assert self.states is not None
         start = self.step.feeds.start
-        return self.states[:, :, columns.start - start : columns.stop - start]
+        return _columns(self.states, slice(columns.start - start, columns.stop - start))
 
 
 class Outcomes(dict[int, Outcome]):
@@ -173,6 +173,7 @@ class _Walk:
         self.stretch, self.state, self.watch = stretch, state, watch
         self.angles = decoder.angles(tokens.positions)
         self.outcomes = Outcomes()
+        self.outcomes[EMBEDDING.number] = Outcome(EMBEDDING, tokens.embeds, tokens.embeds, [], None)
         self.sight = Sight(stretch, state, tokens, self.outcomes.keys_values)
 
     def run(self) -> list[Streams]:
@@ -295,7 +296,7 @@ class _Walk:
             pair = [zero.expand_as(here.embeds[:, :, 0])] * 2
             unknown = ~unknown
         else:
-            pair = [self.outcomes.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
+            pair = self.pair(fed.feed.slot, fed.source)
         if fed.wraps:
             first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
@@ -308,6 +309,12 @@ class _Walk:
             begins = begins[..., None, None]
             before = Before(inputs, states.masked_fill(begins, 0.0), ~begins)
         return self.watch.carried(step, column, before)
+
+    def pair(self, fed_by: int | None, source: Source) -> list[Tensor]:
+        """Input and state [B, L, d] of the cells that feed; where the token's own stream feeds, this twice."""
+        if fed_by is None:
+            return [self.outcomes.column(source, Outcome.stream_of)] * 2
+        return [self.outcomes.column(source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
 
     @functools.cached_property
     def begins(self) -> Tensor:
@@ -340,11 +347,8 @@ class _Walk:
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
-            pair = (
-                self.outcomes.column(source, of)[:, row].unsqueeze(1)
-                for of in (Outcome.inputs_of, Outcome.state_of)
-            )
-            state.last[slot] = tuple(pair)  # type: ignore[assignment]
+            inputs, x = (part[:, row].unsqueeze(1) for part in self.pair(slot, source))
+            state.last[slot] = inputs, x
         if done:
             present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
             olds = (state.documents, state.alive)
@@ -373,6 +377,10 @@ def _together(cells: Sequence[Before]) -> Before:
     inputs, states = (torch.cat([before[part] for before in cells], dim=2) for part in (0, 1))
     known = [torch.as_tensor(b.known, device=states.device).expand_as(b.states[..., :1]) for b in cells]
     return Before(inputs, states, torch.cat(known, dim=2))
+
+
+def _columns(x: Tensor, columns: slice) -> Tensor:
+    return x if columns == slice(0, x.shape[2]) else x[:, :, columns]
 
 
 def _range(slots: list[int]) -> range:

@@ -49,7 +49,9 @@ class FullBandwidth(CarryMethod):
         if isinstance(known, bool):
             return self.fuse(tokens, states) if known else e
         if tokens.chance is not None:
-            states = states + self.config.noise * (2 * tokens.chance.uniform(self.width) - 1).unsqueeze(2).to(e)
+            states = states + self.config.noise * (2 * tokens.chance.uniform(self.width) - 1).unsqueeze(2).to(
+                e
+            )
             if self.config.plain_prefix:
                 fused = tokens.chance.place > tokens.chance.of_document()
                 known = known & fused[..., None, None]

@@ -55,7 +55,13 @@ class Tokens(NamedTuple):
         documents, alive = (None if t is None else t[:, index] for t in (self.documents, self.alive))
         chance = None if self.chance is None else self.chance.at(index)
         return Tokens(
-            self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents, alive, chance
+            self.ids[:, index],
+            self.embeds[:, index],
+            rows,
+            self.positions[..., index],
+            documents,
+            alive,
+            chance,
         )
 
 
@@ -111,6 +117,12 @@ class ThoughtMethod(nn.Module):
     def span(self) -> tuple[int, int]:
         """The layers that are run for every slot; those before run on the token alone, those after on the last slot."""
         return self._span
+
+    @property
+    def whole(self) -> bool:
+        """Whether slots run through all layers and are fed by slots of their own position alone."""
+        feeds = self.feeds(self.slots)
+        return self.span == (0, self.layers) and not any(feed is not None and feed.back for feed in feeds)
 
     def feeds(self, slots: int) -> tuple[Feed | None, ...]:
         """Slot by slot the cell whose state it is fed."""
@@ -191,11 +203,11 @@ class ThoughtMethod(nn.Module):
     def exact_schedule(self, slots: int | None = None) -> Schedule:
         """The cheapest schedule that is exact: one sweep, unless a slot sees or is fed what is thought after it."""
         slots = slots or self.slots
-        feeds = self.feeds(slots)
+        waits = [None if feed is None else feed.slot for feed in self.feeds(slots)]
         ordered = slots == 1 or self.visibility is not Visibility.CAUSAL
-        if not any(feeds) and (slots == 1 or not ordered):
+        if waits == [None] * slots and (slots == 1 or not ordered):
             return one_pass(slots)
-        in_order = all(feed is None or feed.slot < slot for slot, feed in enumerate(feeds))
+        in_order = all(other is None or other < slot for slot, other in enumerate(waits))
         return by_slot(slots) if ordered and in_order else sequential(slots)
 
     def injection_flops(self, model: ModelConfig, slot: int, carried: bool = True) -> int:

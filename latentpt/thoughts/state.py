@@ -37,8 +37,9 @@ class State:
         self.traits = traits
         self.positions = 0
         """Positions thought through."""
-        self.last: dict[int, tuple[Tensor, Tensor]] = {}
-        """Slot -> input and state [B, 1, d] of its latest cell, for the slots that feed what comes next."""
+        self.last: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """Slot -> input and state [B, 1, d] of its latest cell, for the slots that feed what comes next; None: the token's
+        own stream, twice."""
         self.documents: Tensor | None = None
         """Number of each position's document [B, positions], where documents are kept apart."""
         self.alive: Tensor | None = None

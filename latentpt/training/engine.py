@@ -8,6 +8,7 @@ This is the only module that imports deepspeed, and the home of the workarounds 
   Stage 0 can only accumulate bf16 gradients in bf16, so there the parameters stay fp32 and the forward runs under
   autocast;
 * stage 0 in fp32 would apply a non-finite gradient, which the other stages skip: we clip and skip ourselves there;
+* parameters that a step does not use (a fusion of states in a step of one pass) have a gradient of zero, in every stage;
 * the training state is read and written as whole tensors, parameter by parameter (`Engine.gather`,
   `Engine.scatter`), because DeepSpeed's own checkpoints are bound to the number of ranks, and its universal ones
   resume ZeRO-3 wrongly when there are several parameter groups.
@@ -225,10 +226,18 @@ class Engine:
             self._step_unpartitioned()
             return
         self._engine.step()
+        if self.zero.stage == 3:
+            # Its buffer outlives the step, and would update a parameter that the next step does not use.
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         self._grad_norm = self._engine.get_global_grad_norm()
         self.applied = self._engine.was_step_applied()
 
     def _step_unpartitioned(self) -> None:
+        for parameter in self.names.values():
+            if (
+                parameter.grad is None
+            ):  # not used in this step; the other stages take that for a gradient of zero
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.applied = bool(torch.isfinite(norm))

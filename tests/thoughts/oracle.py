@@ -64,6 +64,7 @@ def oracle(model, ids, slots=None, documents=None, alive=None):
         here = tokens.at(slice(t, t + 1))
         if start:
             here = here.inside(layers(here.embeds, t, 0, 0, start, None)[0])
+        inputs[t, None] = states[t, None] = here.embeds
         streams = []
         for slot in range(slots):
             before = None
