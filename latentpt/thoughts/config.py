@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import ConfigError, Section
+from latentpt.config import ConfigError, NotNegative, Section
 
 Span = Literal["all", "first", "middle", "last"] | tuple[int, int]
 """Layers of a decoder: all, a third of them, or (first, one after the last), counted from 0."""
@@ -35,7 +35,8 @@ class ThoughtsConfig(Section):
     passes; same_slot: slot s sees slots s alone, exact too."""
     span: Span | None = None
     """Layers that latent slots run through, the others run once a token: all, first, middle or last (a third of them), or
-    [first, stop] counted from 0; null means the method's own: middle for mid_loop, smear, p2n and dual_slot, else all."""
+    [first, stop] counted from 0; null means the method's own: middle for mid_loop, smear, p2n, dual_slot and t2mlr, else
+    all."""
     injection: Literal["add", "gate", "norm"] | None = None
     """Methods smear, p2n, dual_slot and hybrid: how the position before is added to a token: as it is, times a gate tanh(g)
     that starts at zero, or after an RMS norm; null means gate for hybrid and add for the others."""
@@ -44,8 +45,9 @@ class ThoughtsConfig(Section):
     refinements: int | tuple[int, int] = 3
     """Refinement sweeps K after the first solution (gauss_seidel: K + 1 sweeps): a number, or [low, high] drawn for each
     training step from (seed, step); evaluation uses high."""
-    draw: Literal["uniform", "inverse_cost"] = "uniform"
-    """How K is drawn from a range: all alike, or with probability proportional to 1 / cost."""
+    draw: Literal["uniform", "inverse_cost"] | tuple[NotNegative, ...] = "uniform"
+    """How K is drawn from a range: all alike, with probability proportional to 1 / cost, or in proportion to these numbers,
+    one for every K from low to high."""
     residual_target: float | None = None
     """Adapt K instead of drawing it: the smallest K in the range whose last refinement moved the latents by less than this
     (relative norm), as measured at the step before; null draws."""
@@ -67,6 +69,26 @@ class ThoughtsConfig(Section):
     """Methods ponder and latent_mixture: mix only the k most likely embeddings; null means all."""
     cumulative: bool = False
     """Method ponder: add to the last input (the original PonderLM) instead of to the first (the published LLaMA file)."""
+
+    # A state carried from token to token: lrt, fbt, t2mlr.
+    loss_weights: tuple[NotNegative, ...] | None = None
+    """Methods lrt, fbt and t2mlr: factors on the losses of the last sweeps, the last one's at the end; sweeps before them
+    count nothing. null means the method's own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the
+    last alone."""
+    detach: bool = False
+    """Methods lrt, fbt and t2mlr: let no gradient through the states that are carried."""
+    zero_init: bool = False
+    """Methods lrt and fbt with fusion: add: what goes in begins at zero, so that a vanilla model goes on as it was."""
+    shared_projections: bool = False
+    """Method lrt: one pair of key and value projections for all layers instead of one a layer."""
+    fusion: Literal["gate", "concat", "add"] = "gate"
+    """Method fbt: how state and embedding become an input."""
+    match_scale: bool = False
+    """Method fbt: give a fused input the size of its token's embedding instead of 1, which is what embeddings had at first."""
+    noise: NotNegative = 0.02
+    """Method fbt: half-width of the uniform noise on states in training."""
+    plain_prefix: bool = True
+    """Method fbt: in training a random share of each document, from its first token on, reads plain embeddings."""
 
     @model_validator(mode="after")
     def _check(self) -> ThoughtsConfig:
@@ -96,6 +118,21 @@ class ThoughtsConfig(Section):
                     f"thoughts.curriculum has num_thoughts = {phase.num_thoughts}, "
                     f"which must lie between 0 and thoughts.num_thoughts = {self.num_thoughts}"
                 )
+        if isinstance(self.draw, tuple):
+            ranges = [
+                self.refinement_range,
+                *(_range(p.refinements) for p in self.curriculum if p.refinements is not None),
+            ]
+            for low, high in ranges:
+                if low < high and len(self.draw) != high - low + 1:
+                    raise ValueError(
+                        f"thoughts.draw has {len(self.draw)} numbers, but there are {high - low + 1} refinements from "
+                        f"{low} to {high} to draw from"
+                    )
+        for name in ("draw", "loss_weights"):
+            numbers = getattr(self, name)
+            if isinstance(numbers, tuple) and not sum(numbers):
+                raise ValueError(f"thoughts.{name} needs a number above 0, got {list(numbers)}")
         if self.residual_target is not None and self.residual_target <= 0:
             raise ValueError(f"thoughts.residual_target must be null or positive, got {self.residual_target}")
         if self.top_k is not None and self.top_k < 1:

@@ -14,7 +14,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.merge import Relation
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.method import ThoughtMethod
-from latentpt.thoughts.plan import Step, Stretch, compile_plan
+from latentpt.thoughts.plan import Fed, Step, Stretch, compile_plan
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 
@@ -41,16 +41,33 @@ def schedule_cost(model: ModelConfig, method: ThoughtMethod, schedule: Schedule,
     for start, stretch in compile_plan(method.traits(schedule.slots), schedule, length).stretches:
         for step in stretch.steps:
             rows = [column.rows(stretch.length) for column in step.columns]
-            flops = _layer_flops(model, stretch, step, start)
-            made = zip(step.columns, step.fed, rows, strict=True)
-            flops += sum(n * method.injection_flops(model, c.slot) for c, fed, n in made if fed or c.slot)
+            flops, constant = _layer_flops(model, stretch, step, start), 0
+            carried = any(fed is not None and _there(fed, start) for fed in step.fed)
+            for column, fed, n in zip(step.columns, step.fed, rows, strict=True):
+                if fed is not None or column.slot:
+                    flops += n * method.injection_flops(model, column.slot, carried)
+                    if carried and fed is not None and not _learns(method, stretch, fed):
+                        constant += n * method.memory_flops(model)
             forward += flops
-            backward += 2 * flops * step.grad
+            backward += (2 * flops - constant) * step.grad
             slots += sum(rows) * (step.layers[1] - step.layers[0]) / model.num_layers
     forward, backward, slots = forward / length, backward / length, slots / length
     head = 2 * model.hidden_size * model.vocab_size
     heads = sum(1 for reading in stretch.readings if reading.weight)
     return Cost(forward + heads * head, backward + 2 * heads * head, slots)
+
+
+def _there(fed: Fed, start: int) -> bool:
+    """Whether a column's cells, or some of them, are fed anything, after `start` positions."""
+    return fed.source is not None or not fed.feed.back or (fed.wraps and start > 0)
+
+
+def _learns(method: ThoughtMethod, stretch: Stretch, fed: Fed) -> bool:
+    """Whether gradient flows into the states that a column is fed."""
+    if method.config.detach:
+        return False
+    grad = {step.number: step.grad for step in stretch.steps}
+    return fed.source is None or any(grad[step] for step, _ in fed.source.parts)
 
 
 def _layer_flops(model: ModelConfig, stretch: Stretch, step: Step, start: int) -> float:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.decoder import Decoder, Ran
 from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.method import ThoughtMethod, Tokens
 from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
@@ -35,6 +35,10 @@ class Watch:
 
     def begin(self, stretch: Stretch, first: int) -> None:
         """A stretch begins at a position."""
+
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """What a column of a step is fed from earlier positions; what is returned goes in."""
+        return before
 
     def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
         """Inputs [B, L, n, d] made for slots of a step; what is returned goes in."""
@@ -61,8 +65,8 @@ class Outcome(NamedTuple):
     """Streams of the columns that are read, [B, L, R, d]."""
     keys_values: list[KeysValues]
     """Layer by layer, if somebody sees them later."""
-    tapped: Tensor | None
-    """Streams at the tap, [B, L, n, d]."""
+    states: Tensor | None
+    """States [B, L, f, d] of the columns that feed others."""
 
     def inputs_of(self, columns: slice) -> Tensor:
         """What some columns read."""
@@ -74,8 +78,10 @@ class Outcome(NamedTuple):
         return _columns(self.x, slice(columns.start - start, columns.stop - start))
 
     def state_of(self, columns: slice) -> Tensor:
-        """Streams of some columns where states are taken."""
-        return self.stream_of(columns) if self.tapped is None else _columns(self.tapped, columns)
+        """States of some columns."""
+        assert self.states is not None
+        start = self.step.feeds.start
+        return _columns(self.states, slice(columns.start - start, columns.stop - start))
 
 
 class Outcomes(dict[int, Outcome]):
@@ -214,11 +220,22 @@ class _Walk:
         views = [(outer if layer == layers[-1] else inner)(layer) for layer in layers]
         ran = self.decoder.run(
             u, self.angles_of(step), views, layers.start, read, step.keep and not self.sight.in_place,
-            self.stretch.traits.tap if step.tapped else None, self.method.injections, memory,
+            self.stretch.traits.tap if step.feeds else None, self.method.injections, memory,
             None if type(self.watch).attended is Watch.attended else lambda *seen: self.watch.attended(step, *seen),
         )  # fmt: skip
         self.watch.ran(step, u, ran.x)
-        return Outcome(step, u, *ran)
+        return Outcome(step, u, ran.x, ran.keys_values, self.states(step, ran, memory))
+
+    def states(self, step: Step, ran: Ran, memory: Tensor | None) -> Tensor | None:
+        """What those are fed who are fed by cells of a step."""
+        if not step.feeds:
+            return None
+        first = 0 if ran.tapped is not None else step.read.start
+        x = ran.x if ran.tapped is None else ran.tapped
+        x = x[:, :, step.feeds.start - first : step.feeds.stop - first]
+        if memory is not None:
+            memory = memory[:, :, step.feeds.start : step.feeds.stop]
+        return self.method.update(self.method.states(self.decoder, x), memory)
 
     def angles_of(self, step: Step) -> Rotary | None:
         """Rotary angles of a step's cells: one for all columns of a position, or each its own."""
@@ -231,7 +248,7 @@ class _Walk:
     # ------------------------------------------------------------------------------------------ inputs
 
     def inputs(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """What the cells of a step read, and the memory of its injections, [B, L, n, d] each."""
+        """What the cells of a step read, and what they are fed, [B, L, n, d] each; None if nothing is there."""
         if step.layers[0] == self.stretch.traits.span[1]:
             return self.outcomes.gather(step.base, Outcome.stream_of), None
         pieces, memories = [], []
@@ -241,6 +258,8 @@ class _Walk:
             if step.layers[0]:
                 embeds = self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
                 tokens = tokens.inside(embeds)
+            if tokens.chance is not None:
+                tokens = tokens._replace(chance=tokens.chance.of(step.sweep))
             fed = [f for f in (step.fed[index] for index in columns) if f is not None]
             before = self.before(step, columns, fed) if fed else None
             slots = _range([step.columns[index].slot for index in columns])
@@ -250,23 +269,23 @@ class _Walk:
                 u = self.method.inject(self.decoder, tokens, slots, before)
                 u = self.watch.inject(step, slots, u)
             pieces.append(u)
-            memories.append(torch.zeros_like(u) if before is None else before.states)
-        memory = None if self.method.injections is None else _cat(memories, 2)
-        return _cat(pieces, 2), memory
+            memories.append(None if before is None or before.known is False else before.states)
+        if not self.method.remembers or all(memory is None for memory in memories):
+            return _cat(pieces, 2), None
+        pairs = zip(pieces, memories, strict=True)
+        return _cat(pieces, 2), _cat([torch.zeros_like(u) if m is None else m for u, m in pairs], 2)
 
     def before(self, step: Step, columns: range, fed: Sequence[Fed]) -> Before:
         """The cells that some columns are fed by, all from the same place before."""
         if fed[0].feed.back:
-            cells = [self.cell_before(step.columns[c], f) for c, f in zip(columns, fed, strict=True)]
-            return Before(*(torch.cat(parts, dim=2) for parts in zip(*cells, strict=True)))
+            cells = [self.cell_before(step, step.columns[c], f) for c, f in zip(columns, fed, strict=True)]
+            return cells[0] if len(cells) == 1 else _together(cells)
         sources = [f.source for f in fed]
         if None in sources:
-            inputs, x = self.state.last[fed[0].feed.slot]
-            return Before(inputs[:, :, None], self.method.states(self.decoder, x[:, :, None]))
-        x = self.outcomes.gather(sources, Outcome.state_of)
-        return Before(self.outcomes.gather(sources, Outcome.inputs_of), self.method.states(self.decoder, x))
+            return Before(*(part[:, :, None] for part in self.state.last[fed[0].feed.slot]))
+        return Before(*(self.outcomes.gather(sources, of) for of in (Outcome.inputs_of, Outcome.state_of)))
 
-    def cell_before(self, column: Column, fed: Fed) -> Before:
+    def cell_before(self, step: Step, column: Column, fed: Fed) -> Before:
         """The cells of the positions before a column, zero where there are none: [B, L, 1, d] each."""
         here = self.tokens.at(slice(column.first, None, column.every))
         rows = here.ids.shape[1]
@@ -282,13 +301,17 @@ class _Walk:
             first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
             unknown = torch.cat([torch.full_like(unknown[:, :1], last is None), unknown], dim=1)
-        inputs, x = (part[:, :rows, None] for part in pair)
-        states = x if fed.feed.slot is None else self.method.states(self.decoder, x)
-        begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
-        return Before(inputs, states.masked_fill(begins[..., None, None], 0.0))
+        inputs, states = (part[:, :rows, None] for part in pair)
+        if fed.source is None and not (fed.wraps and last):
+            before = Before(inputs, states, known=False)
+        else:
+            begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
+            begins = begins[..., None, None]
+            before = Before(inputs, states.masked_fill(begins, 0.0), ~begins)
+        return self.watch.carried(step, column, before)
 
     def pair(self, fed_by: int | None, source: Source) -> list[Tensor]:
-        """Input and stream [B, L, d] of the cells that feed; of the token's own stream, this twice."""
+        """Input and state [B, L, d] of the cells that feed; where the token's own stream feeds, this twice."""
         if fed_by is None:
             return [self.outcomes.column(source, Outcome.stream_of)] * 2
         return [self.outcomes.column(source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
@@ -347,6 +370,13 @@ def _alike(step: Step) -> list[range]:
 
     groups = (list(group) for _, group in itertools.groupby(range(len(step.columns)), kind))
     return [range(group[0], group[-1] + 1) for group in groups]
+
+
+def _together(cells: Sequence[Before]) -> Before:
+    """What several columns are fed from earlier positions."""
+    inputs, states = (torch.cat([before[part] for before in cells], dim=2) for part in (0, 1))
+    known = [torch.as_tensor(b.known, device=states.device).expand_as(b.states[..., :1]) for b in cells]
+    return Before(inputs, states, torch.cat(known, dim=2))
 
 
 def _columns(x: Tensor, columns: slice) -> Tensor:

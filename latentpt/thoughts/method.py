@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from latentpt.config import ConfigError
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
+from latentpt.thoughts.chance import Chance
 from latentpt.thoughts.config import Span, ThoughtsConfig, layers_of
 from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
@@ -34,6 +36,8 @@ class Tokens(NamedTuple):
     """Number of each token's document, int64 [B, L], where documents are kept apart."""
     alive: Tensor | None = None
     """Slots that each token thinks, int64 [B, L]: nobody sees its later ones, and the last of these predicts. 0 is padding."""
+    chance: Chance | None = None
+    """The random numbers of a sweep, in training forwards that draw any."""
 
     def placed(self, latents: Tensor) -> Tensor:
         """Inputs of latent slots [B, L, n, d] on the row of their position, where positions are learned."""
@@ -49,8 +53,15 @@ class Tokens(NamedTuple):
             return self
         rows = None if self.rows is None else self.rows[..., index, :, :]
         documents, alive = (None if t is None else t[:, index] for t in (self.documents, self.alive))
+        chance = None if self.chance is None else self.chance.at(index)
         return Tokens(
-            self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents, alive
+            self.ids[:, index],
+            self.embeds[:, index],
+            rows,
+            self.positions[..., index],
+            documents,
+            alive,
+            chance,
         )
 
 
@@ -68,8 +79,10 @@ class ThoughtMethod(nn.Module):
     """Whether the token's slot is the only one there can be."""
     tap: int | None = None
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
-    injections: nn.ModuleList | None = None
+    injections: nn.ModuleList | None
     """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
+    draws = False
+    """Whether the forward of a training step draws random numbers, see `thoughts.chance`."""
     default_scale: float | None = 2.5
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
     fixed_visibility: Visibility | None = None
@@ -81,6 +94,7 @@ class ThoughtMethod(nn.Module):
         """Raises ConfigError where the configuration asks for what the method or the model does not have."""
         super().__init__()
         self.config = config
+        self.injections = None  # as a class attribute it would hide the modules of a subclass
         self.width, self.layers = model.hidden_size, model.num_layers
         if self.one_slot and config.num_thoughts:
             raise ConfigError(
@@ -105,10 +119,14 @@ class ThoughtMethod(nn.Module):
         return self._span
 
     @property
+    def looks_back(self) -> bool:
+        """Whether a slot is fed by the position before."""
+        return any(feed is not None and feed.back for feed in self.feeds(self.slots))
+
+    @property
     def whole(self) -> bool:
         """Whether slots run through all layers and are fed by slots of their own position alone."""
-        feeds = self.feeds(self.slots)
-        return self.span == (0, self.layers) and not any(feed is not None and feed.back for feed in feeds)
+        return self.span == (0, self.layers) and not self.looks_back
 
     def feeds(self, slots: int) -> tuple[Feed | None, ...]:
         """Slot by slot the cell whose state it is fed."""
@@ -144,6 +162,18 @@ class ThoughtMethod(nn.Module):
         A span that ends before the last layer hands on its stream as it is.
         """
         return decoder.norm(x) if self.span[1] == self.layers else x
+
+    def update(self, states: Tensor, memory: Tensor | None) -> Tensor:
+        """What becomes of states [B, L, n, d] when they are handed on by cells that were fed `memory` (None: nothing)."""
+        return states
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a cell is fed is asked for again, inside the layers or when its own state is handed on."""
+        return self.injections is not None or type(self).update is not ThoughtMethod.update
+
+    def initialize(self, seed: int) -> None:
+        """Give those of its parameters their first values that do not start as the decoder's do."""
 
     def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """Inputs [B, L, n, d] of the n slots named, from the cells that they are fed by; None in slots that none feeds.
@@ -184,15 +214,26 @@ class ThoughtMethod(nn.Module):
         in_order = all(other is None or other < slot for slot, other in enumerate(waits))
         return by_slot(slots) if ordered and in_order else sequential(slots)
 
-    def injection_flops(self, model: ModelConfig, slot: int) -> int:
-        """Forward FLOPs of making the input of one cell of a slot, beyond the layers."""
+    def injection_flops(self, model: ModelConfig, slot: int, carried: bool = True) -> int:
+        """Forward FLOPs of making the input of one cell of a slot, and of what goes into its layers, beyond the layers.
+
+        `carried` says whether anything is fed to its step.
+        """
+        return 0
+
+    def memory_flops(self, model: ModelConfig) -> int:
+        """Of these, the products with what is fed, whose gradient is not computed where that carries none."""
         return 0
 
     def choices(self, step: int) -> list[tuple[float, Schedule]]:
         """The schedules a training step may draw, with their probabilities."""
         slots, (low, high) = self.config.phase(step)
         schedules = [self.schedule(k, slots) for k in range(low, high + 1)]
-        weights = [1 / s.passes if self.config.draw == "inverse_cost" else 1.0 for s in schedules]
+        draw = self.config.draw
+        if isinstance(draw, tuple) and len(draw) == len(schedules):
+            weights = list(draw)
+        else:
+            weights = [1 / s.passes if draw == "inverse_cost" else 1.0 for s in schedules]
         return [
             (weight / sum(weights), schedule) for weight, schedule in zip(weights, schedules, strict=True)
         ]
@@ -207,4 +248,7 @@ class ThoughtMethod(nn.Module):
         choices = self.choices(step)
         weights = torch.tensor([weight for weight, _ in choices])
         drawn = torch.multinomial(weights, 1, generator=stream(seed, "refinements", step))
-        return choices[int(drawn)][1]
+        chosen = choices[int(drawn)][1]
+        if not self.draws:
+            return chosen
+        return replace(chosen, key=int(torch.randint(2**62, (), generator=stream(seed, "forward", step))))

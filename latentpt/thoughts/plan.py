@@ -145,8 +145,8 @@ class Step:
     """Whether gradient flows through it."""
     read: range = range(0)
     """Columns whose outcome somebody wants: the last layer computes queries, output and MLP for these alone."""
-    tapped: bool = False
-    """Whether somebody wants the stream at the tap, of all columns."""
+    feeds: range = range(0)
+    """Columns whose states somebody is fed."""
     keep: bool = False
     """Whether somebody sees its keys and values later."""
     done: tuple[int, ...] = ()
@@ -419,16 +419,16 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
     """
     end, tap = stretch.traits.span[1], stretch.traits.tap
     outcomes: dict[int, set[int]] = defaultdict(set)
-    tapped: set[int] = set()
+    feeding: dict[int, set[int]] = defaultdict(set)
     kept: set[int] = set()
     last_use: dict[int, int] = {}
 
     def want(source: Source | None, user: int, state: bool = False) -> None:
         for step, column in source.parts if source is not None else ():
             last_use.setdefault(step, user)  # users come from the last to the first
-            if state and tap is not None:
-                tapped.add(step)
-            else:
+            if state:
+                feeding[step].add(column)
+            if not state or tap is None:
                 outcomes[step].add(column)
 
     def keep(sources: Iterable[Source | None], user: int) -> None:
@@ -447,15 +447,15 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
     for number, step in reversed(list(enumerate(stretch.steps))):
         if step.sweep == all_of:
             outcomes[number].update(range(len(step.columns)))
-        wanted, (first, stop) = outcomes[number], step.layers
-        if not wanted and number not in tapped and number not in kept:
+        wanted, feeds, (first, stop) = outcomes[number], feeding[number], step.layers
+        if not wanted and not feeds and number not in kept:
             continue
         for base, fed in zip(step.base, step.fed, strict=True):
             want(base, number)
             if fed is not None:
                 want(fed.source, number, state=fed.feed.slot is not None)
         keep((seen.source for column in step.sees for seen in column), number)
-        read = range(min(wanted), max(wanted) + 1) if wanted else range(0)
+        read = _from_first_to_last(wanted)
         if stop == end and tap is not None and not wanted and number not in kept:
             stop, read = tap, range(len(step.columns))  # nobody wants more than the states
         done = [old for old, user in last_use.items() if user == number]
@@ -466,12 +466,16 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
                 step,
                 read=read,
                 layers=(first, stop),
-                tapped=number in tapped,
+                feeds=_from_first_to_last(feeds),
                 keep=number in kept,
                 done=tuple(done),
             )
         )
     return replace(stretch, steps=tuple(reversed(steps)))
+
+
+def _from_first_to_last(columns: set[int]) -> range:
+    return range(min(columns), max(columns) + 1) if columns else range(0)
 
 
 class Plan(NamedTuple):

@@ -76,7 +76,7 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
         model = build_model(config)
         if origin is None and config.training.start_from:
             source = RunFolder(Path(config.training.start_from))
-            checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
+            checkpoints.load_weights(checkpoints.find(source.checkpoints), model, may_lack="method.")
         dist.barrier()  # every rank has seen the folder as it was
         if not there:
             hold(folder, held)

@@ -13,6 +13,9 @@ OPTIONS = {
     "dual_slot": [{}, {"injection": "norm"}],
     "smear": [{}, {"span": "all"}],
     "ponder": [{}, {"top_k": 5}, {"cumulative": True}],
+    "lrt": [{}, {"shared_projections": True}],
+    "fbt": [{}, {"fusion": "concat"}, {"fusion": "add"}],
+    "t2mlr": [{}, {"span": "all"}],
 }
 
 

@@ -84,6 +84,18 @@ CASES = {
     "hybrid-stage-causal": {
         "method": "hybrid", "num_thoughts": 1, "visibility": "stage_causal", "solver": "gauss_seidel", "refinements": 1,
     },
+    "lrt-interleaved": {"method": "lrt", "solver": "strided", "stride": 2, "refinements": 1},
+    "lrt-multi-refine": {"method": "lrt", "refinements": 2, "shared_projections": True},
+    "lrt-detached": {"method": "lrt", "refinements": 2, "detach": True},
+    "lrt-chunked": {"method": "lrt", "refinements": 1, "chunk": 5},
+    "fbt-one-pass": {"method": "fbt", "refinements": 0},
+    "fbt": {"method": "fbt", "refinements": 2},
+    "fbt-detached": {"method": "fbt", "refinements": 1, "detach": True},
+    "fbt-concat": {"method": "fbt", "refinements": 1, "fusion": "concat", "detach": True},
+    "fbt-add": {"method": "fbt", "refinements": 1, "fusion": "add"},
+    "t2mlr": {"method": "t2mlr", "refinements": 2},
+    "t2mlr-truncated": {"method": "t2mlr", "refinements": 4, "bptt_passes": 2},
+    "t2mlr-all": {"method": "t2mlr", "refinements": 1, "span": "all"},
     "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},
 }  # fmt: skip
 

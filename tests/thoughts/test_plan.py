@@ -47,6 +47,13 @@ KINDS = {
     },
     "hybrid": {"method": "hybrid", "num_thoughts": 1},
     "hybrid-stage": {"method": "hybrid", "num_thoughts": 2, "visibility": "stage_causal", "injection": "add"},
+    "lrt": {"method": "lrt"},
+    "lrt-shared": {"method": "lrt", "shared_projections": True},
+    "fbt": {"method": "fbt"},
+    "fbt-concat": {"method": "fbt", "fusion": "concat", "match_scale": True},
+    "fbt-add": {"method": "fbt", "fusion": "add"},
+    "t2mlr": {"method": "t2mlr"},
+    "t2mlr-all": {"method": "t2mlr", "span": [0, 3]},
 }
 
 

@@ -36,9 +36,11 @@ class Gate(Injection):
         self.project = nn.Linear(model.hidden_size, model.kv_heads * model.head_width, bias=False)
 
     def residual(self, x, memory):
-        return x + self.rate * memory
+        return x if memory is None else x + self.rate * memory
 
     def keys_values(self, x, k, v, memory):
+        if memory is None:
+            return k, v
         more = self.project(memory).view_as(k)
         return k + more, v - more
 
