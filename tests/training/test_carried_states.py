@@ -1,5 +1,7 @@
 """Trainings of the methods that carry a state in time: under every partition, stopped and resumed, from a plain decoder."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -27,9 +29,8 @@ def test_one_seed_draws_one_two_and_three_passes_of_fbt(text, tmp_path):
     model = build_model(config)
     drawn = [len(model.training_schedule(config.seed, step).sweeps) for step in range(config.steps)]
     assert set(drawn) == {1, 2, 3}
-    assert any(
-        b == 1 < a for a, b in zip(drawn, drawn[1:], strict=False)
-    )  # a step that leaves the fusion unused, after one that used it
+    # a step that leaves the fusion unused, after one that used it
+    assert any(b == 1 < a for a, b in itertools.pairwise(drawn))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
