@@ -201,8 +201,9 @@ class _Seen(Watch):
 
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Note what latent slots read."""
+        inside = step.layers[0] < self.model.method.span[1]
         for index, column in enumerate(step.columns):
-            if column.slot:
+            if column.slot and inside:
                 self._note(self.latents, column.slot, column, u[:, :, index])
 
     def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
@@ -224,7 +225,7 @@ class _Seen(Watch):
         if self.documents is not None:
             past = past & (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
         masses = []
-        for layer in sorted({layer for layer, _ in self._queries}):
+        for layer in range(*self.model.method.span):
             seen = [s for s in range(slots) if sees(slots - 1, s) and (layer, s) in self._keys]
             q = self._queries[layer, slots - 1]
             k = torch.stack([self._keys[layer, slot] for slot in seen], dim=2)

@@ -15,8 +15,8 @@ Span = Literal["all", "first", "middle", "last"] | tuple[int, int]
 class Phase(Section):
     """A stretch of training with fewer thoughts or refinements than at the end."""
 
-    until_step: int
-    """The phase holds for steps below this one."""
+    until_step: int | float
+    """The phase holds for steps below this one; a number below 1 is a share of the training's steps."""
     num_thoughts: int = 0
     """Latent slots in use."""
     refinements: int | tuple[int, int] | None = None
@@ -106,6 +106,10 @@ class ThoughtsConfig(Section):
             if value is not None and value < 1:
                 raise ValueError(f"thoughts.{name} must be at least 1, got {value}")
         ends = [phase.until_step for phase in self.curriculum]
+        if any(end <= 0 or (end >= 1) != (ends[0] >= 1) or (end > 1 and end % 1) for end in ends):
+            raise ValueError(
+                f"thoughts.curriculum needs until_step values that are all whole numbers or all shares below 1, got {ends}"
+            )
         if ends != sorted(set(ends)):
             raise ValueError(f"thoughts.curriculum needs growing until_step values, got {ends}")
         for phase in self.curriculum:
@@ -145,9 +149,18 @@ class ThoughtsConfig(Section):
         """Smallest and largest number of refinements."""
         return _range(self.refinements)
 
+    def over(self, steps: int) -> ThoughtsConfig:
+        """The same with a curriculum in steps, of a training of so many."""
+        phases = (
+            p.model_copy(update={"until_step": round(p.until_step * steps)}) if p.until_step < 1 else p
+            for p in self.curriculum
+        )
+        return self.model_copy(update={"curriculum": tuple(phases)})
+
     def phase(self, step: int) -> tuple[int, tuple[int, int]]:
-        """Slots in use and range of refinements at a training step."""
+        """Slots in use and range of refinements at a training step; shares of a training must have become steps, see `over`."""
         for phase in self.curriculum:
+            assert not 0 < phase.until_step < 1, "a share of a training"
             if step < phase.until_step:
                 given = self.refinements if phase.refinements is None else phase.refinements
                 return phase.num_thoughts + 1, _range(given)

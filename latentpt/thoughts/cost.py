@@ -105,10 +105,14 @@ def training_cost(
 ) -> Cost:
     """Mean cost per token of training on rows of `length` tokens: over the K that may be drawn, and, where a curriculum
     changes the schedule, over the run's `steps` (None: the cost after its last phase)."""
+    if steps is None:
+        thoughts = thoughts.model_copy(update={"curriculum": ()})
+    else:
+        thoughts = thoughts.over(steps)
     method = make_method(thoughts, model)
-    ends = [0, *(phase.until_step for phase in thoughts.curriculum)]
+    ends = [0, *(int(phase.until_step) for phase in thoughts.curriculum)]
     if steps is None or not thoughts.curriculum:
-        stretches = [(1.0, ends[-1])]
+        stretches = [(1.0, 0)]
     else:
         bounds = [*(min(end, steps) for end in ends), steps]
         stretches = [((b - a) / steps, a) for a, b in itertools.pairwise(bounds) if b > a]

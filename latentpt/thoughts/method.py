@@ -234,6 +234,11 @@ class ThoughtMethod(nn.Module):
             (weight / sum(weights), schedule) for weight, schedule in zip(weights, schedules, strict=True)
         ]
 
+    def schedule_at(self, step: int) -> Schedule:
+        """The schedule by which the model is measured after a training step: its phase's, with the largest K."""
+        slots, (_, high) = self.config.phase(step)
+        return self.schedule(high, slots)
+
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, drawn from (seed, step) alone, hence the same on every rank."""
         choices = self.choices(step)

@@ -30,7 +30,7 @@ class Residuals(Watch):
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Compare what slots read that are fed by their own position."""
         for index, (column, fed) in enumerate(zip(step.columns, step.fed, strict=True)):
-            if column.slot and not (fed and fed.feed.back):
+            if fed is not None and not fed.feed.back:
                 self.compare(step, column, u[:, :, index])
 
     @torch.no_grad()
