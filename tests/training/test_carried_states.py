@@ -29,14 +29,8 @@ def test_one_seed_draws_one_two_and_three_passes_of_fbt(text, tmp_path):
     model = build_model(config)
     drawn = [len(model.training_schedule(config.seed, step).sweeps) for step in range(config.steps)]
     assert set(drawn) == {1, 2, 3}
-<<<<<<< HEAD
     # a step that leaves the fusion unused, after one that used it
     assert any(b == 1 < a for a, b in itertools.pairwise(drawn))
-=======
-    assert any(
-        b == 1 < a for a, b in itertools.pairwise(drawn)
-    )  # a step that leaves the fusion unused, after one that used it
->>>>>>> spans
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
