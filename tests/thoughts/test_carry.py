@@ -388,7 +388,21 @@ def test_noise_is_uniform_of_the_width_given_and_tells_nothing_of_later_tokens()
 # ------------------------------------------------------------------------------------------ what it costs
 
 
-def test_a_token_costs_one_pass_in_decoding_and_what_the_spec_says_in_training():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_costs_one_pass_in_decoding(kind):
+    model = make(kind)
+    assert schedule_cost(model.config, model.method, model.method.exact_schedule(), 8).slots == pytest.approx(
+        1
+    )
+    session, runs = Session(model, 2, 3), []
+    for block in model.decoder.blocks:
+        block.register_forward_hook(lambda *_: runs.append(1))
+    for column in tiny_ids(2, 3).unbind(1):
+        session.step(column)
+    assert len(runs) == 3 * 3
+
+
+def test_training_costs_the_passes_that_the_schedules_say():
     size = {"num_layers": 6, "hidden_size": 512, "num_heads": 8, "num_kv_heads": 8, "intermediate_size": 2048}
 
     def passes(**thoughts):
