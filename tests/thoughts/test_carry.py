@@ -226,8 +226,8 @@ def test_the_loss_of_lrt_is_the_mean_over_sets():
     refined = make("lrt", refinements=3)
     assert [s.weight for s in refined.method.schedule().sweeps] == [0.25] * 4
     weighed = make("lrt", refinements=3, loss_weights=(0.1, 0.3, 0.6))
-    assert [s.weight for s in weighed.method.schedule().sweeps] == [0, 0.1, 0.3, 0.6]
-    assert [s.weight for s in weighed.method.schedule(1).sweeps] == [0.3, 0.6]
+    assert [s.weight for s in weighed.method.schedule().sweeps] == pytest.approx([0, 0.1, 0.3, 0.6])
+    assert [s.weight for s in weighed.method.schedule(1).sweeps] == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_the_loss_of_fbt_is_the_first_pass_plus_the_mean_of_the_others_and_that_of_t2mlr_the_last():
@@ -301,7 +301,7 @@ def test_the_number_of_passes_is_drawn_with_the_probabilities_given():
     [
         ({"draw": (0.5, 0.5)}, "thoughts.draw has 2 numbers, but there are 3 refinements from 0 to 2"),
         ({"draw": (0.0, 0.0, 0.0)}, "thoughts.draw needs a number above 0"),
-        ({"loss_weights": ()}, "thoughts.loss_weights needs a number above 0"),
+        ({"loss_weights": (1.0, 0.0)}, "thoughts.loss_weights needs a last number above 0"),
         ({"noise": -0.1}, "noise\n  Input should be greater than or equal to 0"),
         ({"num_thoughts": 1}, "thoughts.method = fbt, which has no latent slots; the nearest number is 0"),
     ],
