@@ -67,7 +67,7 @@ def _learns(method: ThoughtMethod, stretch: Stretch, fed: Fed) -> bool:
     if method.config.detach:
         return False
     grad = {step.number: step.grad for step in stretch.steps}
-    return fed.source is None or any(grad[step] for step, _ in fed.source.parts)
+    return fed.source is None or any(grad.get(step, True) for step, _ in fed.source.parts)
 
 
 def _layer_flops(model: ModelConfig, stretch: Stretch, step: Step, start: int) -> float:

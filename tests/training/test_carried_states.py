@@ -8,12 +8,12 @@ import torch
 from latentpt.run import load_model
 from latentpt.training.engine import parameter_groups
 from latentpt.training.trainer import build_model, train
-from tests.training.small import losses, tiny_run
+from tests.training.small import CARRIED, losses, tiny_run
 from tests.training.test_trainer import plain_losses
 
 METHODS = {
     "lrt": {"solver": "strided", "stride": 2, "refinements": 1},
-    "fbt": {"refinements": [0, 2], "draw": [0.4, 0.3, 0.3]},
+    "fbt": CARRIED["thoughts"],
     "t2mlr": {"refinements": 3, "bptt_passes": 2},
 }
 MODEL = {"num_layers": 3}
@@ -29,9 +29,8 @@ def test_one_seed_draws_one_two_and_three_passes_of_fbt(text, tmp_path):
     model = build_model(config)
     drawn = [len(model.training_schedule(config.seed, step).sweeps) for step in range(config.steps)]
     assert set(drawn) == {1, 2, 3}
-    assert any(
-        b == 1 < a for a, b in itertools.pairwise(drawn)
-    )  # a step that leaves the fusion unused, after one that used it
+    # a step that leaves the fusion unused, after one that used it
+    assert any(b == 1 < a for a, b in itertools.pairwise(drawn))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -42,6 +41,23 @@ def test_a_resumed_training_under_every_partition_is_the_plain_one(method, stage
     train(config)
     assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
     assert len(losses(config, "validation")) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_training_in_bf16_is_the_uninterrupted_one(method, text, tmp_path):
+    def run(name, **training):
+        sections = {
+            "zero": {"stage": 2},
+            "training": {"precision": "bf16", "checkpoint_activations": True, **training},
+        }
+        return run_of(tmp_path / name, text, method, **sections)
+
+    train(run("whole"))
+    train(run("parts", stop_at=3))
+    train(run("parts"))
+    assert losses(run("parts")) == losses(run("whole"))
+    state = load_model(tmp_path / "parts")[0].state_dict()
+    torch.testing.assert_close(state, load_model(tmp_path / "whole")[0].state_dict(), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
