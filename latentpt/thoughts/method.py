@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentpt.config import ConfigError
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
 from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.halting import Confidence, Halting
 from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
 from latentpt.thoughts.state import Before
@@ -61,8 +63,10 @@ class ThoughtMethod(nn.Module):
     """Whether slot 0 is fed the state of the last slot of the position before (zero at the beginning of a document)."""
     tap: int | None = None
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
-    injections: nn.ModuleList | None = None
+    injections: nn.ModuleList | None
     """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
+    halting: Halting | None
+    """How many slots each token thinks, where that differs."""
     default_scale: float | None = 2.5
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
     fixed_visibility: Visibility | None = None
@@ -72,6 +76,7 @@ class ThoughtMethod(nn.Module):
         super().__init__()
         self.config = config
         self.width, self.layers = model.hidden_size, model.num_layers
+        self.injections = self.halting = None
 
     @property
     def slots(self) -> int:
@@ -95,7 +100,34 @@ class ThoughtMethod(nn.Module):
 
     def traits(self, slots: int | None = None) -> Traits:
         """What a plan is made for, with `slots` slots in use (None: all)."""
-        return Traits(self.visibility, self.feeds(slots or self.slots), self.layers, self.span, self.tap)
+        slots = slots or self.slots
+        halting = self.halting if slots > 1 else None
+        weighed = halting is not None and (halting.weighs or halting.stops)
+        return Traits(
+            self.visibility,
+            self.feeds(slots),
+            self.layers,
+            self.span,
+            self.tap,
+            mixes=halting is not None,
+            weighed=weighed,
+        )
+
+    def stop_below(self, threshold: float) -> None:
+        """From now on tokens stop thinking where their weight falls below `threshold`, a share; 0: nowhere.
+
+        A method with a router has its own weights, any other goes by the confidence of slot 0 (`halting.Confidence`).
+        Raises ConfigError for a method that does neither.
+        """
+        if self.halting is None:
+            normed = self.feedback and type(self).states is ThoughtMethod.states
+            if self.slots == 1 or self.carry or self.span != (0, self.layers) or not normed:
+                raise ConfigError(
+                    f"thoughts.method = {self.config.method} has no thoughts that a token could leave out by its first "
+                    "state; the nearest method that has is latent"
+                )
+            self.halting = Confidence()
+        self.halting.threshold = threshold
 
     @property
     def embed_scale(self) -> float:

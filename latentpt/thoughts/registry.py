@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
+from latentpt.thoughts.adaptive import Alcot, Ponder3
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.hidden_decoding import SequentialHiddenDecoding
 from latentpt.thoughts.latent import Latent, LatentMixture
@@ -22,6 +23,8 @@ METHODS: dict[str, type[ThoughtMethod]] = {
     "ponder": Ponder,
     "ponder_hidden": PonderHidden,
     "sequential_hidden_decoding": SequentialHiddenDecoding,
+    "alcot": Alcot,
+    "ponder3": Ponder3,
 }
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.plan import Column, Traits
 
@@ -26,6 +27,8 @@ class Before(NamedTuple):
     """What those cells read, [B, L, n, d]."""
     states: Tensor
     """What came of them and is fed back, [B, L, n, d]."""
+    records: Tensor | None = None
+    """Their records [B, L, n, r], where tokens think different numbers of slots, see `latentpt.thoughts.halting`."""
 
 
 class State:
@@ -69,9 +72,10 @@ class Cache(State):
 
         def room(layer: int) -> Tensor:
             cells = capacity * len(traits.grid(layer))
-            return like.new_empty(rows, config.kv_heads, cells, config.head_width)
+            return like.new_zeros(rows, config.kv_heads, cells, config.head_width + traits.weighed)
 
         self.tensors = [(room(layer), room(layer)) for layer in range(traits.layers)]
+        self.rewind(0)
 
     def keys_values(self, layer: int) -> KeysValues | None:
         """The valid part."""
@@ -88,6 +92,9 @@ class Cache(State):
     def rewind(self, positions: int) -> None:
         """Forget everything from a position on."""
         self.positions = positions
+        if self.traits.weighed:  # cells that are not thought stay hidden
+            for layer, (k, _) in enumerate(self.tensors):
+                k[:, :, positions * len(self.traits.grid(layer)) :, -1] = HIDDEN
 
     def place(self, layer: int, columns: Sequence[Column]) -> slice:
         """Where single cells belong that follow one another."""
