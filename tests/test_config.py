@@ -76,10 +76,10 @@ def test_a_malformed_override_is_refused(override):
         ("optimizer.weight_decey=1", "unknown key optimizer.weight_decey; did you mean optimizer.weight_decay?"),
         ("weight_decay=1", "unknown key weight_decay; did you mean optimizer.weight_decay?"),
         ("xyz=1", "unknown key xyz; the sections are output, seed, model"),
-        ("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast'"),
-        ("training.steps=1.5", "training.steps must be a whole number or null, got 1.5"),
+        ("optimizer.lr=fast", "optimizer.lr must be a positive number, got 'fast'"),
+        ("training.steps=1.5", "training.steps must be a whole number of at least 1 or null, got 1.5"),
         ("training.compile=perhaps", "training.compile must be true or false, got 'perhaps'"),
-        ("optimizer.betas=[1]", "optimizer.betas must be [a number, a number]"),
+        ("optimizer.betas=[1]", "optimizer.betas must be [a number from 0 to below 1, a number from 0 to below 1]"),
         ("optimizer=3", "optimizer must be a section of lr, betas"),
         ("learning_rate.kind=cosin", "learning_rate.kind must be one of cosine, wsd, constant, got 'cosin'; did you mean cosine?"),
         ("schedule.kind=cosine", "the key schedule is called learning_rate"),
@@ -154,7 +154,7 @@ def test_help_lists_every_option_with_type_default_and_meaning():
     for path, field in options(RunConfig):
         assert field.description, f"{'.'.join(path)} has no docstring"
         assert f"\n  {'.'.join(path)}  (" in f"\n{text}"
-    assert "optimizer.lr  (a number; default 0.0003)\n      Peak learning rate." in text
+    assert "optimizer.lr  (a positive number; default 0.0003)\n      Peak learning rate." in text
 
 
 def test_differences_are_dotted_keys_with_both_values():
@@ -168,3 +168,85 @@ def test_sections_cannot_be_changed():
 
     with pytest.raises(ValueError, match="frozen"):
         build(Tiny, {}).size = 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=.inf", "optimizer.lr=.nan", "optimizer.lr=true", "optimizer.lr='3'", "optimizer.lr=0", "optimizer.lr=-1",
+        "optimizer.betas=[.nan, 0.9]", "optimizer.betas=[true, 0.9]", "optimizer.betas=[0.9, 1]", "optimizer.clip=.inf",
+        "optimizer.clip=-1", "optimizer.weight_decay=-.inf", "optimizer.eps=0", "training.steps=010", "training.steps=1:30",
+        "training.steps=true", "training.steps=0", "training.steps=-5", "training.steps=1e400", "training.steps=0x10",
+        "training.steps=2026-01-01", "training.micro_batch=0", "training.compile=yes", "training.compile=1", "training.compile=on",
+        "training.precision=16", "model.norm_eps=0", "model.norm_eps=-1e-5", "model.rope_theta=0", "model.rope_theta=-1",
+        "model.rotary_fraction=2", "model.hidden_size=-8", "model.num_layers=1000000000", "model.hidden_size=1e12",
+        "zero.bucket=0", "zero.bucket=-1", "zero.stage=true", "monitor.peak_tflops=0", "monitor.peak_tflops=-1", "monitor.every=0",
+        "learning_rate.warmup=-1", "learning_rate.floor=1.5", "learning_rate.floor=.nan", "data.sequence_length=1",
+        "data.sequence_length=true", "data.train=[]", "data.train=5", "data.validation={}", "seed=true", "seed=1.5", "output=2026",
+        "output=[a]", "data.train=[{path: a, weight: .inf}]", "data.train=[{path: a, weight: true}]", "data.train=[{path: a, weight: 0}]",
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_in_one_sentence_that_names_its_key(override, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config(RunConfig, write(tmp_path / "run.yaml", TRAINING), [override])
+    assert override.split("=")[0] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["learning_rate.warmup=11"], "a warm-up of 11 and a decay of 0 steps do not fit into a training of 10 steps"),
+        (["learning_rate={kind: wsd, warmup: 0.5, decay: 0.6}"], "a warm-up of 5 and a decay of 6 steps do not fit"),
+        (["training.batch_samples=1000000007", "training.micro_batch=2"], None),
+        (["model.hidden_size=1000000007"], "the nearest value that does is 1"),
+    ],
+)  # fmt: skip
+def test_large_numbers_and_long_warm_ups_are_answered_at_once(overrides, message, tmp_path):
+    file = write(tmp_path / "run.yaml", TRAINING)
+    with pytest.raises(ConfigError, match=message or "training.micro_batch = 1 or a global batch of"):
+        config = load_config(RunConfig, file, overrides)
+        config.training.accumulation(config.data.sequence_length, 1)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("a: &a [*a]\n", "line 1: *a stands inside of what it names"),
+        ("a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"{y}: &{y} [{','.join(9 * ['*' + x])}]\n" for x, y in zip("abcdef", "bcdefg", strict=True)), "aliases stand for more than 100000 values"),
+        ("a: !!python/object/apply:os.system [ls]\n", "the tag tag:yaml.org,2002:python/object/apply:os.system is not read"),
+        ("a: !!timestamp 2020\n", "the tag tag:yaml.org,2002:timestamp is not read"),
+        ("[a, b]: 1\n", "a key is a word, not a list or a mapping"),
+        ("{a: 1}: 1\n", "a key is a word, not a list or a mapping"),
+        ("a: 1\n---\nb: 2\n", "but found another document"),
+        ("a: " + 2000 * "[", "values are nested too deeply"),
+        ("a: \x00\n", "is not valid YAML"),
+        ("seed: " + 5000 * "9" + "\n", "is not valid YAML"),
+        ("extends: /etc/passwd\n", "extends = /etc/passwd lies outside of the folder of this file"),
+        ("extends: ../other.yaml\n", "extends = ../other.yaml lies outside of the folder of this file"),
+        ("2020-01-01: 1\n" + TRAINING, "unknown key 2020-01-01"),
+        ("null: 1\n" + TRAINING, "unknown key null"),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_more_than_values_is_refused_before_it_is_read(text, problem, tmp_path):
+    file = write(tmp_path / "run.yaml", text)
+    with pytest.raises(ConfigError) as error:
+        load_config(RunConfig, file)
+    assert str(error.value).startswith(str(file)) and problem in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_anchors_and_merge_keys_work(tmp_path):
+    text = "training: &a {steps: 10, batch_samples: 4}\noptimizer: &b {lr: 0.5, clip: 2.0}\n"
+    file = write(tmp_path / "a.yaml", text + "monitor: &m\n  every: 3\nvalidation:\n  <<: *m\n  samples: 7\n")
+    config = load_config(RunConfig, file, ["optimizer.clip=3"])
+    assert (config.validation.every, config.validation.samples, config.monitor.every) == (3, 7, 3)
+    assert config.optimizer.clip == 3.0
+    several = "validation: {<<: [*a, *b], samples: 5}\n"
+    file = write(
+        tmp_path / "b.yaml",
+        TRAINING + "monitor: {every: &a 4}\n" + several.replace("[*a, *b]", "{every: *a}"),
+    )
+    assert load_config(RunConfig, file).validation.every == 4
+    file = write(tmp_path / "c.yaml", "validation: &v {every: 3}\nmonitor: {<<: *v, every: 9}\n" + TRAINING)
+    config = load_config(RunConfig, file)
+    assert (config.monitor.every, config.validation.every) == (9, 3)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Le
 from pydantic import model_validator
 
-from latentpt.config import Section
+from latentpt.config import Positive, Section
 
 
 class SourceConfig(Section):
@@ -14,9 +17,9 @@ class SourceConfig(Section):
     """Shard folder, or a folder of shard folders."""
     name: str = ""
     """Name in messages and metrics; empty means the path's last part."""
-    weight: float | None = None
+    weight: Positive | None = None
     """Share of the samples, relative to the other sources' weights."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Alternatively, how often the source is read while every other one is read its own number of epochs."""
 
 
@@ -27,7 +30,7 @@ class DataConfig(Section):
     """Shard folder to train on; several, read as one corpus; or sources, each with a weight or a number of epochs."""
     validation: str | dict[str, str] = "data/validation"
     """Shard folder with held-out documents, or one for each name, to have a loss for each."""
-    sequence_length: int = 2048
+    sequence_length: Annotated[int, Ge(2), Le(2**31 - 1)] = 2048
     """Tokens L the model sees of one sample; samples hold L + 1, the last one as label."""
     mask_documents: bool = False
     """Keep the documents in a sample apart: attention stays inside a document, positions restart with it. Needs explicit
@@ -35,8 +38,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.sequence_length < 1:
-            raise ValueError(f"data.sequence_length must be at least 1, got {self.sequence_length}")
+        if not self.train or not self.validation:
+            empty = "train" if not self.train else "validation"
+            raise ValueError(f"data.{empty} names no shard folder")
         sources = [source for source in self.train if isinstance(source, SourceConfig)]
         for source in sources:
             if (source.weight is None) == (source.epochs is None):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from pydantic import model_validator
 
-from latentpt.config import Section, nearest
+from latentpt.config import Count, Positive, Section, Share, Whole, nearest, nearest_divisor
 from latentpt.modeling.presets import PRESETS
 
 Family = Literal["pythia", "llama", "gpt2"]
@@ -35,25 +36,25 @@ class ModelConfig(Section):
     """A size by name, such as pythia-410m (`latentpt.modeling.presets`); fields given beside it override it."""
     family: Family = "pythia"
     """Architecture family: pythia (GPT-NeoX), llama or gpt2."""
-    vocab_size: int = 50304
+    vocab_size: Count = 50304
     """Rows of the embedding and of the head, in tokens."""
-    hidden_size: int = 512
+    hidden_size: Count = 512
     """Width d of the residual stream."""
-    num_layers: int = 6
+    num_layers: Annotated[int, Ge(1), Le(10_000)] = 6
     """Number of blocks."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """Query heads; must divide hidden_size unless head_size is given."""
-    num_kv_heads: int = 0
+    num_kv_heads: Whole = 0
     """Key and value heads (grouped-query attention); 0 means num_heads."""
-    head_size: int = 0
+    head_size: Whole = 0
     """Width of one head; 0 means hidden_size / num_heads."""
-    intermediate_size: int = 0
+    intermediate_size: Whole = 0
     """Width of the MLP; 0 means 4 x hidden_size."""
-    max_positions: int = 2048
+    max_positions: Count = 2048
     """Longest sequence in tokens; latent slots share their token's position and use none up."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation: LayerNorm or RMSNorm."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Epsilon of the norms."""
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     """Non-linearity of the MLP; swiglu has a gate."""
@@ -63,9 +64,9 @@ class ModelConfig(Section):
     """Attention and MLP read the same residual (GPT-NeoX) instead of one after the other."""
     positions: Literal["rotary", "learned"] = "rotary"
     """How positions enter: rotary embedding in attention or a learned table added to the input."""
-    rotary_fraction: float = 0.25
+    rotary_fraction: Share = 0.25
     """Share of each head's width that is rotated."""
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     """Base of the rotary frequencies."""
     tie_embeddings: bool = False
     """Whether head and embedding are one matrix."""
@@ -85,20 +86,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_kv_heads", "head_size", "intermediate_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} must be 0 (derived) or positive, got {getattr(self, name)}")
         if self.head_size == 0 and self.hidden_size % self.num_heads:
-            nearest = min(
-                (h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0),
-                key=lambda h: abs(h - self.num_heads),
-            )
             raise ValueError(
                 f"model.num_heads = {self.num_heads} does not divide model.hidden_size = {self.hidden_size}; "
-                f"the nearest value that does is {nearest}"
+                f"the nearest value that does is {nearest_divisor(self.hidden_size, self.num_heads)}"
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(

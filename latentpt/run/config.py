@@ -67,6 +67,12 @@ class RunConfig(Section):
                 "training.compile does not work with zero.stage = 3; the nearest stage that does is 2"
             )
         self.training.global_batch(length)  # refuses a batch that holds no whole number of samples
+        warmup, decay = self.learning_rate.lengths(self.steps)
+        if warmup + decay > self.steps:
+            raise ValueError(
+                f"a warm-up of {warmup} and a decay of {decay} steps do not fit into a training of {self.steps} steps; "
+                f"learning_rate.warmup and learning_rate.decay below 1 are fractions of it"
+            )
         return self
 
     @property

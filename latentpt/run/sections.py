@@ -6,7 +6,17 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import ConfigError, Section
+from latentpt.config import (
+    ConfigError,
+    Count,
+    Decay,
+    Long,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    nearest_divisor,
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -17,19 +27,19 @@ def _require(condition: bool, message: str) -> None:
 class TrainingConfig(Section):
     """How long to train, on how much at once, in which precision."""
 
-    steps: int | None = None
+    steps: Long | None = None
     """Length of the training in optimizer steps; give this or training.tokens."""
-    tokens: int | None = None
+    tokens: Long | None = None
     """Length of the training in tokens, rounded up to whole steps; give this or training.steps."""
-    stop_at: int | None = None
+    stop_at: Long | None = None
     """Stop (and save) after this step although the learning rate is that of a training that goes on to the end; null means train to the end."""
     start_from: str = ""
     """Folder of a run whose latest weights (not its optimizer state) a new training starts from; empty: fresh weights."""
-    batch_samples: int | None = None
+    batch_samples: Count | None = None
     """Global batch in samples of data.sequence_length tokens, over all ranks and accumulated micro-batches."""
-    batch_tokens: int | None = None
+    batch_tokens: Count | None = None
     """Global batch in tokens, a multiple of data.sequence_length; give this or training.batch_samples."""
-    micro_batch: int = 8
+    micro_batch: Count = 8
     """Samples that one rank runs forward and backward at once; accumulation follows from the global batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward; master weights, gradients summed over micro-batches and Adam's moments are fp32."""
@@ -41,7 +51,7 @@ class TrainingConfig(Section):
     """torch.compile each block (not with zero.stage 3); the first step takes a minute or more."""
     deterministic: bool = False
     """Refuse GPU kernels whose sums depend on timing; on a CPU everything is deterministic anyway."""
-    max_skipped: int = 10
+    max_skipped: Count = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
 
     @model_validator(mode="after")
@@ -53,17 +63,6 @@ class TrainingConfig(Section):
                 len(given) == 1,
                 f"training.{first} and training.{second} are both given; set one of them to null",
             )
-        for name in (
-            "steps",
-            "tokens",
-            "stop_at",
-            "batch_samples",
-            "batch_tokens",
-            "micro_batch",
-            "max_skipped",
-        ):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"training.{name} must be at least 1, got {value}")
         return self
 
     def global_batch(self, length: int) -> int:
@@ -90,8 +89,7 @@ class TrainingConfig(Section):
         """Micro-batches that each of `world` ranks accumulates per step."""
         batch, together = self.global_batch(length), self.micro_batch * world
         if batch % together:
-            fitting = [size for size in range(1, batch + 1) if batch % (size * world) == 0]
-            micro = min(fitting, key=lambda size: abs(size - self.micro_batch), default=None)
+            micro = nearest_divisor(batch // world, self.micro_batch) if batch % world == 0 else None
             way_out = f"training.micro_batch = {micro} or " if micro else ""
             raise ConfigError(
                 f"a global batch of {batch} samples cannot be divided into micro-batches of {self.micro_batch} on "
@@ -104,29 +102,16 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW. Matrices (linear weights, embeddings, head) decay; vectors (biases, norm weights) do not."""
 
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of Adam's running means of the gradient and of its square."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Adam's epsilon."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled weight decay of the matrices."""
-    clip: float = 1.0
+    clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-
-    @model_validator(mode="after")
-    def _check(self) -> OptimizerConfig:
-        _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas must be in [0, 1), got {self.betas}"
-        )
-        _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps}")
-        for name in ("weight_decay", "clip"):
-            _require(
-                getattr(self, name) >= 0, f"optimizer.{name} must be 0 or more, got {getattr(self, name)}"
-            )
-        return self
 
 
 class LearningRateConfig(Section):
@@ -134,21 +119,19 @@ class LearningRateConfig(Section):
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     """Shape after the warm-up: cosine to the floor; wsd: constant, then linear to the floor; constant."""
-    warmup: float = 0.01
+    warmup: NotNegative = 0.01
     """Steps of linear warm-up: below 1 a fraction of the training, otherwise a number of steps."""
-    decay: float = 0.2
+    decay: NotNegative = 0.2
     """wsd only: length of the final decay, below 1 a fraction of the training, otherwise a number of steps."""
-    floor: float = 0.1
+    floor: Share = 0.1
     """Learning rate at the end, as a fraction of optimizer.lr."""
 
-    @model_validator(mode="after")
-    def _check(self) -> LearningRateConfig:
-        for name in ("warmup", "decay"):
-            _require(
-                getattr(self, name) >= 0, f"learning_rate.{name} must be 0 or more, got {getattr(self, name)}"
-            )
-        _require(0 <= self.floor <= 1, f"learning_rate.floor must be between 0 and 1, got {self.floor}")
-        return self
+    def lengths(self, steps: int) -> tuple[int, int]:
+        """Steps of the warm-up and of the final decay in a training of `steps` steps."""
+        warmup, decay = (
+            round(length * steps) if length < 1 else round(length) for length in (self.warmup, self.decay)
+        )
+        return warmup, decay if self.kind == "wsd" else 0
 
 
 class ZeroConfig(Section):
@@ -156,25 +139,22 @@ class ZeroConfig(Section):
 
     stage: Literal[0, 1, 2, 3] = 1
     """0: nothing; 1: optimizer states; 2: and gradients; 3: and parameters."""
-    bucket: int = 500_000_000
+    bucket: Count = 500_000_000
     """Elements that one communication bucket holds at most."""
 
 
 class CheckpointConfig(Section):
     """When the training state is saved and what is kept of it. The last step and a stop by signal are saved always."""
 
-    every: int = 1000
+    every: Count = 1000
     """Steps between checkpoints."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """How many of the latest checkpoints are kept."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Checkpoints at multiples of this step are kept for good; null keeps none beyond the latest."""
 
     @model_validator(mode="after")
     def _check(self) -> CheckpointConfig:
-        for name in ("every", "keep_last", "keep_every"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"checkpoint.{name} must be at least 1, got {value}")
         if self.keep_every is not None and self.keep_every % self.every:
             nearest = max(1, round(self.keep_every / self.every)) * self.every
             raise ValueError(
@@ -187,32 +167,18 @@ class CheckpointConfig(Section):
 class ValidationConfig(Section):
     """Loss on data.validation during training, by the training forward; also measured after the last step."""
 
-    every: int = 500
+    every: Count = 500
     """Steps between measurements."""
-    samples: int | None = 256
+    samples: Count | None = 256
     """Samples of data.sequence_length tokens measured each time, from the start of the shards; null means all."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ValidationConfig:
-        _require(self.every >= 1, f"validation.every must be at least 1, got {self.every}")
-        _require(
-            self.samples is None or self.samples >= 1,
-            f"validation.samples must be at least 1, got {self.samples}",
-        )
-        return self
 
 
 class MonitorConfig(Section):
     """What is written down while training."""
 
-    every: int = 10
+    every: Count = 10
     """Steps between lines of metrics.jsonl (and of the console where it is no terminal)."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder."""
-    peak_tflops: float | None = None
+    peak_tflops: Positive | None = None
     """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> MonitorConfig:
-        _require(self.every >= 1, f"monitor.every must be at least 1, got {self.every}")
-        return self

@@ -16,17 +16,12 @@ def learning_rate(shape: LearningRateConfig, peak: float, step: int, total: int)
         wsd        1, then linearly down to floor in the decay (Hu et al. 2024, arXiv 2404.06395)
         constant   1
     """
-    warmup = _steps(shape.warmup, total)
+    warmup, decay = shape.lengths(total)
     if step < warmup:
         return peak * (step + 1) / warmup
     if shape.kind == "constant":
         return peak
-    begin = warmup if shape.kind == "cosine" else max(warmup, total - _steps(shape.decay, total))
+    begin = warmup if shape.kind == "cosine" else max(warmup, total - decay)
     done = min(1.0, max(0.0, (step + 1 - begin) / max(1, total - begin)))
     left = (1 + math.cos(math.pi * done)) / 2 if shape.kind == "cosine" else 1 - done
     return peak * (shape.floor + (1 - shape.floor) * left)
-
-
-def _steps(length: float, total: int) -> int:
-    """Lengths below 1 are fractions of the training, others numbers of steps."""
-    return round(length * total) if length < 1 else round(length)

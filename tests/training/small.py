@@ -41,7 +41,7 @@ def tiny_run(output: Path, data: Path, /, **sections) -> RunConfig:
         "data": {"train": str(data / "train"), "validation": str(data / "validation"), "sequence_length": 12},
         "training": {"steps": 8, "batch_samples": 8, "micro_batch": 2},
         "optimizer": {"lr": 1e-2},
-        "learning_rate": {"warmup": 2},
+        "learning_rate": {"warmup": 0.25},
         "checkpoint": {"every": 100},
         "validation": {"every": 4, "samples": 9},
         "monitor": {"every": 1, "tensorboard": False},

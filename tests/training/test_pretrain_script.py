@@ -23,7 +23,7 @@ def file(tmp_path, text):
 
 
 def test_help_and_print_config_need_no_torch(file, monkeypatch):
-    assert "optimizer.lr  (a number; default 0.0003)" in pretrain("--help").stdout
+    assert "optimizer.lr  (a positive number; default 0.0003)" in pretrain("--help").stdout
     code = "import sys, runpy; sys.argv = sys.argv[1:]; sys.modules['torch'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
     script = ROOT / "launch" / "pretrain.py"
     arguments = [sys.executable, "-c", code, script, "--config", file, "optimizer.lr=3e-4", "--print-config"]
