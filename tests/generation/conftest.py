@@ -9,6 +9,8 @@ from tests.conftest import tiny_model
 
 OPTIONS = {
     "latent_mixture": [{}, {"top_k": 5}],
+    "alcot": [{}, {"threshold": 0.4}],
+    "ponder3": [{}, {"threshold": 0.4}],
     "ponder": [{}, {"top_k": 5}, {"cumulative": True}],
 }
 
