@@ -49,7 +49,12 @@ class Ponder3(Latent):
 
 
 class Reach(Routed):
-    """W(t, s) = g(t, 0) .. g(t, s - 1), g(t, s) = sigmoid(w h(t, s) + b): at every slot a token goes on or leaves."""
+    """W(t, s) = g(t, 0) .. g(t, s - 1), g(t, s) = sigmoid(w h(t, s) + b + 2): at every slot a token goes on or leaves.
+
+    The 2 is ours: g starts near 0.9, so that later slots predict, and learn, before the router finds them of no use.
+    """
+
+    start = 2.0
 
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__(config, correctness=1.0)
@@ -58,7 +63,7 @@ class Reach(Routed):
     def records(self, decoder: Decoder, slots: range, before: Before) -> Tensor:
         """log W."""
         assert before.records is not None
-        return before.records + F.logsigmoid(self.router(before.states))
+        return before.records + F.logsigmoid(self.router(before.states) + self.start)
 
     def flops(self, model: ModelConfig, slot: int) -> int:
         """One row of the router in every latent slot."""

@@ -9,7 +9,7 @@ from tests.conftest import tiny_model
 
 OPTIONS = {
     "latent_mixture": [{}, {"top_k": 5}],
-    "alcot": [{}, {"threshold": 0.4}],
+    "alcot": [{}, {"threshold": 0.8}],
     "ponder3": [{}, {"threshold": 0.4}],
     "ponder": [{}, {"top_k": 5}, {"cumulative": True}],
 }

@@ -77,7 +77,7 @@ def oracle(model, ids, slots=None, documents=None, alive=None):
             return torch.ones(len(ids), dtype=decoder.norm.weight.dtype)
         kind = type(halting).__name__
         if kind == "Reach":
-            g = torch.sigmoid(halting.router(states[t, slot - 1])[:, 0, 0, 0])
+            g = torch.sigmoid(halting.router(states[t, slot - 1])[:, 0, 0, 0] + 2)
             weight = weights[t, slot - 1] * g
         elif kind == "Tail":
             weight = halting.router(states[t, 0]).softmax(-1)[:, 0, 0, slot:].sum(-1)

@@ -74,7 +74,7 @@ CASES = {
     "middle-chunked": {"method": "middle", "num_thoughts": 1, "chunk": 5},
     "dual-slot": {"method": "dual_slot", "num_thoughts": 1},
     "alcot": {"method": "alcot", "num_thoughts": 2},
-    "alcot-stops": {"method": "alcot", "num_thoughts": 2, "threshold": 0.4},
+    "alcot-stops": {"method": "alcot", "num_thoughts": 2, "threshold": 0.8},
     "ponder3": {"method": "ponder3", "num_thoughts": 2, "refinements": 1},
     "ponder3-stops-sequential": {"method": "ponder3", "num_thoughts": 1, "threshold": 0.4, "solver": "sequential"},
     "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},

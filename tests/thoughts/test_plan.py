@@ -32,7 +32,7 @@ KINDS = {
     "dual_slot": {"method": "dual_slot", "num_thoughts": 1},
     "inside": {"method": "inside", "num_thoughts": 1},
     "alcot": {"method": "alcot", "num_thoughts": 2},
-    "alcot-stops": {"method": "alcot", "num_thoughts": 2, "threshold": 0.4},
+    "alcot-stops": {"method": "alcot", "num_thoughts": 2, "threshold": 0.8},
     "ponder3": {"method": "ponder3", "num_thoughts": 2},
     "ponder3-stops": {"method": "ponder3", "num_thoughts": 2, "threshold": 0.4},
 }

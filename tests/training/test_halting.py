@@ -9,7 +9,7 @@ from latentpt.training.trainer import train
 from tests.training.small import losses, tiny_run
 from tests.training.test_trainer import final_state, plain_losses
 
-ALCOT = {"method": "alcot", "num_thoughts": 2, "threshold": 0.3, "thought_price": 0.1}
+ALCOT = {"method": "alcot", "num_thoughts": 2, "threshold": 0.8, "thought_price": 0.1}
 PONDER3 = {"method": "ponder3", "num_thoughts": 2, "refinements": [0, 1]}
 
 
