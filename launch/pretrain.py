@@ -4,7 +4,7 @@
     python launch/pretrain.py --config ...                 one process, no launcher
 
 A training whose folder holds a checkpoint goes on from it. SIGTERM, SIGUSR1 or a file STOP in the folder have the
-state saved after the current step, with exit code 0.
+state saved after the current step, with exit code 0; so do SIGINT and, without nohup, SIGHUP.
 """
 
 import argparse
@@ -36,6 +36,12 @@ def main() -> int:
     start.add_argument(
         "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
     )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="go on from the checkpoint of step N; later ones are set aside"
+    )
+    parser.add_argument(
+        "--other-data", action="store_true", help="go on although the data are not those it was begun with"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     arguments = parser.parse_intermixed_args()
     try:
@@ -45,7 +51,8 @@ def main() -> int:
             return 0
         from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
 
-        train(config, "resume" if arguments.resume else "fresh" if arguments.fresh else "auto")
+        start = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
+        train(config, start, arguments.step, arguments.other_data)
     except (ConfigError, DataError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

@@ -83,7 +83,7 @@ class Meta(Section):
     """The resolved configuration of the run."""
 
 
-_MARK = TypeAdapter(dict[str, FileRecord])
+RECORDS = TypeAdapter(dict[str, FileRecord])
 
 
 def committed(folder: Path) -> list[Path]:
@@ -126,7 +126,7 @@ def read_mark(path: Path) -> dict[str, FileRecord]:
     """What the mark of a checkpoint says of its files; raises CheckpointError where one is missing or of another size."""
     mark = path / MARK
     try:
-        records = _MARK.validate_json(mark.read_bytes())
+        records = RECORDS.validate_json(mark.read_bytes())
         for name, record in records.items():
             if Path(name).name != name:
                 raise CheckpointError(f"{mark} is damaged: {name!r} is not a file of its folder")

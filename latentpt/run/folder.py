@@ -2,6 +2,7 @@
 
 runs/NAME/
     config.yaml          the resolved configuration
+    config-until-*.yaml  those that held before, up to the step in the name
     versions.json        packages, Python, git revision, device
     metrics.jsonl        one JSON object a line: what was measured at which step
     tensorboard/         the same for TensorBoard
@@ -77,8 +78,14 @@ class RunFolder:
         """Asks a running training to save and stop."""
         return self.path / "STOP"
 
-    def describe_run(self, config: Section, device: str) -> None:
-        """Write config.yaml and versions.json."""
+    def earlier_config(self, step: int) -> Path:
+        """The configuration that held until `step`, where another one followed."""
+        return self.path / f"config-until-{step:08d}.yaml"
+
+    def describe_run(self, config: Section, device: str, step: int = 0) -> None:
+        """Write config.yaml and versions.json; a configuration that changes after `step` steps is kept beside them."""
+        if step and self.config.exists() and self.config.read_text(encoding="utf-8") != to_yaml(config):
+            write_text(self.earlier_config(step), self.config.read_text(encoding="utf-8"))
         write_text(self.config, to_yaml(config))
         write_text(self.versions, json.dumps(versions() | {"device": device}, indent=1) + "\n")
 
@@ -110,9 +117,23 @@ def _git(*arguments: str) -> str | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl in order; a last line that a crash cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    """The lines of a metrics.jsonl in order; a last line that a crash cut short is left out.
+
+    A damaged line is left out too and named on stderr: what is measured again is worth less than going on.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            values = json.loads(line)
+            damaged = not isinstance(values, dict) or not isinstance(values.get("step"), int)
+        except ValueError:
+            damaged = True
+        if damaged:
+            print(f"warning: line {number} of {path} is damaged and left out", file=sys.stderr, flush=True)
+        else:
+            found.append(values)
+    return found
 
 
 def cut_metrics(path: Path, step: int) -> None:

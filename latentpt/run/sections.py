@@ -53,6 +53,11 @@ class TrainingConfig(Section):
     """Refuse GPU kernels whose sums depend on timing; on a CPU everything is deterministic anyway."""
     max_skipped: Count = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
+    silence: Positive = 120.0
+    """Seconds without a sign of life of a rank (suspended, machine gone) after which the training ends and names it."""
+    patience: Positive = 1800.0
+    """Seconds without progress on any rank after which the training counts as hung and ends, naming the rank furthest behind;
+    longer than a step of its first compilation, a validation batch or a checkpoint takes."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:

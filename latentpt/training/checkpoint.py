@@ -9,16 +9,22 @@ of (seed, step).
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
+import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +33,8 @@ from latentpt.run.checkpoints import (
     MARK,
     META,
     NAME,
+    RECORDS,
+    CheckpointError,
     FileRecord,
     Meta,
     Progress,
@@ -43,43 +51,154 @@ WRITTEN, REMOVED = ".tmp", ".removed"
 """What the name of a checkpoint's folder ends with while it is being written, or removed."""
 
 
+class Writer:
+    """Writes checkpoints of one run while the training goes on; all ranks have one and call it alike.
+
+    A save holds the training up until the state is copied to host memory. Each rank's thread then writes its share and a
+    note of what it wrote; rank 0's thread waits for all notes and commits. The threads talk through the folder alone, which
+    all ranks share, so no communication of theirs can come between those of the training. One save is under way at a time.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+        self._broken: BaseException | None = None
+
+    def begin(self, engine: Engine, progress: Progress, config: Mapping[str, Any], prune: bool) -> str:
+        """Start to write a checkpoint of the current step; collective. With `prune` those that need not be kept go then.
+
+        Returns why the save before this one failed, on all ranks; empty if it did not.
+        """
+        before = self.settle()
+        meta = Meta(
+            progress=dataclasses.replace(progress),
+            updates=engine.updates,
+            shapes=engine.shapes,
+            layout={"ranks": self._world, "zero_stage": engine.zero.stage, "precision": engine.precision},
+            config=dict(config),
+        )
+        final = self.folder / f"step-{progress.step:08d}"
+        side = final.with_name(final.name + WRITTEN)
+        if self._rank == 0:
+            try:
+                if prune:
+                    make_room(self.folder, 3 * 4 * sum(math.prod(shape) for shape in engine.shapes.values()))
+                _remove_folder(side)
+                side.mkdir(parents=True)
+            except OSError as error:
+                self._problem = f"{final} could not be written ({error})"
+        dist.barrier()
+        share = self._share(engine)
+        work = functools.partial(self._work, side, final, meta, share, prune)
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+        return before
+
+    def settle(self) -> str:
+        """Wait for the save under way, if there is one; collective. Returns why it failed, on all ranks, or nothing."""
+        if self._thread is None:
+            return ""
+        self._thread.join()
+        self._thread = None
+        problems: list[str] = [""] * self._world
+        dist.all_gather_object(problems, self._problem)
+        broken, self._broken, self._problem = self._broken, None, ""
+        if broken is not None:
+            raise broken
+        return next(filter(None, problems), "")
+
+    def _share(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
+        """This rank's part of the weights and of the moments, copied to host memory."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for index, name in enumerate(engine.names):
+            tensors = engine.gather(name)
+            if index % self._world == self._rank:
+                copies = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+                weights[name] = copies["weight"]
+                moments |= {f"{key}.{name}": copies[key] for key in MOMENTS}
+        return {"weights": weights, "moments": moments}
+
+    def _work(
+        self, side: Path, final: Path, meta: Meta, share: dict[str, dict[str, Tensor]], prune_too: bool
+    ) -> None:
+        try:
+            if not self._problem:
+                records = write_share(side, share, f"{self._rank:05d}-of-{self._world:05d}")
+                write_text(side / _note(self._rank), RECORDS.dump_json(records).decode())
+                if self._rank == 0:
+                    commit(side, final, meta, self._notes(side))
+                    if prune_too:
+                        prune(self.folder, self.keep_last, self.keep_every)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                self._problem = f"{final} could not be written ({error})"
+            else:
+                self._broken = error
+            with contextlib.suppress(OSError):
+                write_text(side / _note(self._rank), "{}")  # rank 0 need not wait
+
+    def _notes(self, side: Path) -> dict[str, FileRecord]:
+        """What all ranks have written, once the last of them has; raises OSError if one could not."""
+        records: dict[str, FileRecord] = {}
+        for rank in range(self._world):
+            note = side / _note(rank)
+            while not note.exists():
+                time.sleep(0.02)
+            written = RECORDS.validate_json(note.read_bytes())
+            if not written:
+                raise OSError(f"rank {rank} could not write its share")
+            records |= written
+            note.unlink()
+        return records
+
+
 def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of the current step under `folder`; collective. Returns its path."""
-    final = folder / f"step-{progress.step:08d}"
-    side = final.with_name(final.name + WRITTEN)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
-        _remove_folder(side)
-        side.mkdir(parents=True)
-    dist.barrier()
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for index, name in enumerate(engine.names):
-        tensors = engine.gather(name)
-        if index % world == rank:
-            weights[name] = tensors["weight"].cpu().contiguous()
-            moments |= {f"{key}.{name}": tensors[key].cpu().contiguous() for key in MOMENTS}
-    part = f"{rank:05d}-of-{world:05d}.safetensors"
+    """Write a checkpoint of the current step under `folder` and wait for it; collective. Returns its path.
+
+    Raises:
+        CheckpointError: it could not be written, on all ranks.
+    """
+    writer = Writer(folder, 1, None)
+    writer.begin(engine, progress, config, prune=False)
+    if problem := writer.settle():
+        raise CheckpointError(problem)
+    return folder / f"step-{progress.step:08d}"
+
+
+def write_share(side: Path, share: Mapping[str, dict[str, Tensor]], part: str) -> dict[str, FileRecord]:
+    """Write one rank's tensors into `side` and bring them to the disk; returns what the mark says of the files."""
     records: dict[str, FileRecord] = {}
-    for kind, content in (("weights", weights), ("moments", moments)):
-        file = side / f"{kind}-{part}"
-        save_file(content, file)
+    for kind, content in share.items():
+        file = side / f"{kind}-{part}.safetensors"
+        try:
+            save_file(content, file)
+        except SafetensorError as error:  # which is how it reports a full disk
+            raise OSError(f"{file}: {error}") from None
         file.chmod(side.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
         _sync(file)
         records[file.name] = file_record(file)
-    of_all: list[Any] = [None] * world
-    dist.all_gather_object(of_all, records)  # also waits for all files
-    if rank == 0:
-        meta = Meta(
-            progress=progress,
-            updates=engine.updates,
-            shapes=engine.shapes,
-            layout={"ranks": world, "zero_stage": engine.zero.stage, "precision": engine.precision},
-            config=dict(config),
+    return records
+
+
+def make_room(folder: Path, needed: int) -> None:
+    """Remove all checkpoints but the latest, oldest first, while fewer than `needed` bytes are free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in committed(folder)[:-1]:
+        if shutil.disk_usage(folder).free > needed:
+            return
+        print(
+            f"warning: the disk of {folder} is nearly full; {path.name} is removed",
+            file=sys.stderr,
+            flush=True,
         )
-        commit(side, final, meta, {name: record for part in of_all for name, record in part.items()})
-    dist.barrier()
-    return final
+        _remove(path)
+
+
+def _note(rank: int) -> str:
+    return f"rank-{rank:05d}.json"
 
 
 def commit(side: Path, final: Path, meta: Meta, records: Mapping[str, FileRecord]) -> None:
@@ -126,13 +245,13 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
 
 
 def set_aside_after(origin: Path) -> None:
-    """Rename the checkpoints after the one from which a training continues, which are damaged; one rank calls it.
+    """Rename the checkpoints after the one from which a training continues; one rank calls it.
 
     Otherwise they would count as the latest, and intact ones be pruned in their favour.
     """
     for path in committed(origin.parent):
         if step_of(path) > step_of(origin):
-            path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
+            path.rename(path.with_name(f"{path.name}.set-aside-{time.time_ns()}"))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from latentpt.config import ConfigError
 
 # In the order of precedence when ranks report different reasons in the same step.
-REASONS = (None, "file STOP", "SIGUSR1", "SIGINT", "SIGTERM")
+REASONS = (None, "file STOP", "end of the launcher", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
 
 
 class StopSignals:
@@ -37,7 +37,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup, for one
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -52,6 +54,10 @@ class StopSignals:
         self._flag = max(self._flag, REASONS.index(signal.Signals(number).name))
         if number == signal.SIGINT:  # whoever presses Ctrl-C again does not want to wait for the state
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def orphaned(self) -> None:
+        """The launcher has ended: stop as if it had said so. May be called by any thread."""
+        self._flag = max(self._flag, REASONS.index("end of the launcher"))
 
     def reason(self) -> str | None:
         """Call once after every step, on every rank: why to stop now, the same on all ranks, or None."""
@@ -96,3 +102,33 @@ class SkippedSteps:
                 f"the gradients of the last {self.in_a_row} steps were not finite; the last finite step was "
                 f"{step - self.in_a_row}: resume from a checkpoint before it with a lower optimizer.lr"
             )
+
+
+class LossWatch:
+    """Tells a loss that is far above those before it: a spike, or the beginning of a divergence.
+
+    "Far" is five standard deviations of the running mean, and a tenth of the mean at least. A spike does not enter the mean.
+
+    Attributes:
+        mean: running mean of the losses so far.
+        high: whether the latest loss was far above it.
+    """
+
+    DECAY, BEGIN = 0.98, 20
+
+    def __init__(self) -> None:
+        self.mean, self.high = 0.0, False
+        self._variance, self._seen = 0.0, 0
+
+    def observe(self, loss: float) -> bool:
+        """Take note of one step's loss; returns whether a spike begins with it."""
+        was_high = self.high
+        far = max(5 * self._variance**0.5, 0.1 * abs(self.mean))
+        self.high = self._seen >= self.BEGIN and not loss <= self.mean + far  # so written, nan is high
+        if not self.high:
+            self._seen += 1
+            new = max(1 - self.DECAY, 1 / self._seen)
+            away = loss - self.mean
+            self.mean += new * away
+            self._variance = (1 - new) * (self._variance + new * away**2)
+        return self.high and not was_high

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -42,6 +46,10 @@ def peak_flops(device: torch.device, precision: str, peak_tflops: float | None) 
     return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
+POSITION = ("kind", "step", "tokens", "training_flops", "seconds")
+"""What every record has."""
+
+
 class Clock:
     """Wall time of training, continued over resumes and stopped during evaluation and checkpoints."""
 
@@ -64,6 +72,16 @@ class Clock:
         self._since, self._running = time.perf_counter(), True
 
 
+CONSOLE = "the console"
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Monitor:
     """Writes what one rank measures. Use as a context manager.
 
@@ -71,7 +89,8 @@ class Monitor:
     """
 
     def __init__(self, metrics: Path, tensorboard: Path | None, done: int, total: int) -> None:
-        self._file = metrics.open("a", encoding="utf-8")
+        self._path, self._failed = metrics, set[str]()
+        self._file = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._events: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -87,40 +106,72 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._file)
         if self._events is not None:
-            self._events.close()
+            with self._writing("TensorBoard"):
+                self._events.close()
         if self._bar is not None:
             self._bar.close()
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
+        with self._writing(CONSOLE):
+            if self._bar is not None:
+                self._bar.write(text)
+            else:
+                print(text, flush=True)
 
     def advance(self) -> None:
         """One step is done."""
         if self._bar is not None:
-            self._bar.update()
+            with self._writing(CONSOLE):
+                self._bar.update()
+
+    @contextlib.contextmanager
+    def _writing(self, where: str) -> Iterator[None]:
+        """Writing that may fail without ending the training: a full disk, a closed pipe. The first failure is told."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            if where not in self._failed:
+                self._failed.add(where)
+                if where == CONSOLE:  # whatever is still to come, Python's last flush too, would fail again
+                    _to_nowhere(sys.stdout)
+                with contextlib.suppress(OSError, ValueError):
+                    print(
+                        f"warning: {where} cannot be written ({error}); the training goes on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
 
     def record(self, values: dict[str, Any]) -> None:
         """Write one line of measurements; `values` holds kind, step and the rest. JSON knows no nan: it gets null."""
-        self._file.write(
-            json.dumps(values | {key: None for key, value in values.items() if _odd(value)}) + "\n"
-        )
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
+        line = json.dumps(values | {key: None for key, value in values.items() if _odd(value)}) + "\n"
+        with self._writing(str(self._path)):
+            self._write(line)
+        with self._writing("TensorBoard"):
+            for name, value in values.items() if self._events is not None else ():
                 if isinstance(value, int | float) and name not in ("step", "tokens", "seconds"):
                     self._events.add_scalar(f"{values['kind']}/{name}", value, values["step"])
         if self._bar is not None and values["kind"] == "train":
-            self._bar.set_postfix_str(_summary(values))
+            with self._writing(CONSOLE):
+                self._bar.set_postfix_str(_summary(values))
         else:
             self.say(self._line(values))
 
+    def _write(self, line: str) -> None:
+        """Append a line whole, or, where the disk is full, nothing of it."""
+        position = os.lseek(self._file, 0, os.SEEK_END)
+        content = line.encode("utf-8")
+        written = os.write(self._file, content)
+        if written < len(content):
+            os.ftruncate(self._file, position)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _line(self, values: dict[str, Any]) -> str:
+        if "loss" not in values:
+            rest = ", ".join(f"{key} {value}" for key, value in values.items() if key not in POSITION)
+            return f"step {values['step']:>7}  {values['kind']} {rest}"
         if values["kind"] != "train":
             return f"step {values['step']:>7}  {values['kind']} loss {values['loss']:.4f}"
         done = values["step"]

@@ -25,11 +25,14 @@ Start = Literal["auto", "resume", "fresh"]
 FIXED = ("seed", "model.", "data.sequence_length")
 
 
-def find_origin(config: RunConfig, start: Start) -> Path | None:
+def find_origin(
+    config: RunConfig, start: Start, step: int | None = None, other_data: bool = False
+) -> Path | None:
     """The checkpoint from which the training continues, None for a new one; collective.
 
     One rank looks for it, since another may see a stale listing of a shared folder, and all together verify its files. A
-    damaged one is named on stderr and the one before it taken.
+    damaged one is named on stderr and the one before it taken. `step` asks for one checkpoint, `other_data` for going on
+    although the data have changed.
 
     Raises:
         ConfigError: `start` cannot be met, no checkpoint is intact, or the one there is belongs to another training.
@@ -41,8 +44,13 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
         raise ConfigError(
             f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
         )
-    if start == "fresh" or not saved:
+    if start == "fresh":
         return None
+    if not saved and step is None:
+        refuse_unfinished(folder.checkpoints)
+        return None
+    if step is not None:
+        saved = [checkpoints.find(folder.checkpoints, step)]
     origin = newest_intact(saved)
     for key, old, new in changes(config, origin):
         if key.startswith(FIXED):
@@ -51,9 +59,21 @@ def find_origin(config: RunConfig, start: Start) -> Path | None:
                 "choose another output folder, or set the old one aside with --fresh"
             )
     begun_with = checkpoints.read_meta(origin).progress.data
-    if begun_with:
+    if begun_with and not other_data:
         check_identity(begun_with, data_identity(config.data))
     return origin
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse to begin anew where checkpoints lie of which none is finished; collective."""
+    lying = [
+        path for path in folder.glob("step-*") if path.suffix not in (checkpoint.WRITTEN, checkpoint.REMOVED)
+    ]
+    if lying := from_rank_0(lying):
+        raise ConfigError(
+            f"{folder} holds {lying[0].name}, which lacks the mark of a finished checkpoint, and no finished one; "
+            "--fresh sets the folder aside and begins anew"
+        )
 
 
 def newest_intact(saved: Sequence[Path]) -> Path:
@@ -103,6 +123,8 @@ def hold(folder: Path, stack: ExitStack) -> None:
             problem = (
                 f"{folder} is being trained by another process; stop that one first or choose another output"
             )
+        except OSError as error:
+            problem = f"{folder} cannot be a run's folder ({error}); choose another output"
     if problem := from_rank_0(problem):
         raise ConfigError(problem)
 
@@ -145,4 +167,4 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    folder.describe_run(config, name)
+    folder.describe_run(config, name, checkpoints.step_of(origin) if origin is not None else 0)

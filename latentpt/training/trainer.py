@@ -36,24 +36,29 @@ from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.compiling import compile_blocks
 from latentpt.training.engine import Engine, start_processes
-from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.guard import LossWatch, SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.monitor import Clock, Monitor, peak_flops
 from latentpt.training.origin import (
     Start,
+    changes,
     check_alike,
     find_origin,
     from_rank_0,
     hold,
     prepare_folder,
 )
+from latentpt.training.watchdog import Watchdog
 
 
-def train(config: RunConfig, start: Start = "auto") -> Progress:
+def train(
+    config: RunConfig, start: Start = "auto", step: int | None = None, other_data: bool = False
+) -> Progress:
     """Train until the end, `training.stop_at`, a stop signal or a STOP file; the state is saved in all four cases.
 
-    `start` says what to do with a folder that holds a training already, see `origin.Start`. Called by every process of
-    the training. Returns how far it has come.
+    `start` says what to do with a folder that holds a training already, see `origin.Start`; `step` is the checkpoint to go
+    on from (None: the latest that is intact), `other_data` allows other data than it was trained on. Called by every
+    process of the training. Returns how far it has come.
 
     Raises:
         ConfigError, DataError: input that cannot work, before anything is written.
@@ -69,10 +74,10 @@ def train(config: RunConfig, start: Start = "auto") -> Progress:
     check_alike(config)
     folder = config.folder.path
     with ExitStack() as held:
-        there = from_rank_0(folder.exists())
+        there = from_rank_0(folder.is_dir())
         if there:
             hold(folder, held)
-        origin = find_origin(config, start)
+        origin = find_origin(config, start, step, other_data)
         model = build_model(config)
         if origin is None and config.training.start_from:
             source = RunFolder(Path(config.training.start_from))
@@ -172,6 +177,13 @@ class Trainer:
         self.flops: dict[Schedule, float] = {}
         self.monitor: Monitor | None = None  # in one of the processes
         self.saved_at = self.progress.step if origin is not None else None
+        keep = config.checkpoint
+        self.writer = checkpoint.Writer(config.folder.checkpoints, keep.keep_last, keep.keep_every)
+        self.losses: list[Tensor] = []  # of the steps since the last line, this rank's parts, on the device
+        self.watch = LossWatch()
+        self.changed = [key for key, *_ in changes(config, origin)] if origin is not None else []
+        if self.changed:  # a lower learning rate begins with a clean sheet
+            self.progress.skipped_in_a_row = 0
         self.logged = (self.progress.tokens, self.progress.training_flops, self.progress.seconds)
 
     def run(self) -> Progress:
@@ -180,6 +192,9 @@ class Trainer:
         folder = self.config.folder
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals(folder.stop_file))
+            settings = self.config.training
+            watchdog = Watchdog(settings.silence, settings.patience, signals.orphaned)
+            self.mark = stack.enter_context(watchdog).mark
             if self.rank == 0:
                 events = folder.tensorboard if monitor.tensorboard else None
                 self.monitor = stack.enter_context(
@@ -190,6 +205,8 @@ class Trainer:
             self.introduce()
             stream = stack.enter_context(self.stream())
             self.clock = Clock(self.progress.seconds)  # building and loading were no training
+            if self.changed:
+                self.record(kind="changed", keys=self.changed)
             reason = None
             while self.progress.step < self.end and reason is None:
                 schedule = self.next_schedule()
@@ -226,6 +243,7 @@ class Trainer:
         batches = [next(stream) for _ in range(engine.accumulation)]
         targets = self.targets_per_micro_batch(batches)
         for batch in batches:
+            self.mark(f"step {progress.step + 1}")
             tokens = batch.to(self.device, non_blocking=True)
             nats = engine.accumulate(tokens, schedule, measured, self.end_token, targets)
             loss += nats.float() / engine.accumulation
@@ -276,20 +294,20 @@ class Trainer:
     def after_step(self, loss: Tensor, lr: float, schedule: Schedule) -> None:
         """What is due after a step: a line of metrics, a validation, a checkpoint."""
         step = self.progress.step
+        self.losses.append(loss)
         if self.monitor is not None:
             self.monitor.advance()
         last = step == self.total
         if self.logs(step):
-            self.log(loss, lr, schedule)
+            self.log(lr, schedule)
+        if step % self.config.checkpoint.every == 0 or last:
+            self.save()  # first, since a validation may fail
         if step % self.config.validation.every == 0 or last:
             self.validate()
-        if step % self.config.checkpoint.every == 0 or last:
-            self.save()
 
-    def log(self, loss: Tensor, lr: float, schedule: Schedule) -> None:
+    def log(self, lr: float, schedule: Schedule) -> None:
         """Write the line of this step: its loss over the global batch, its norm, the speed since the last line."""
-        dist.all_reduce(loss)
-        mean = loss.item() / self.world
+        mean = self.read_losses()
         progress, seconds = self.progress, self.clock.seconds
         tokens_before, flops_before, seconds_before = self.logged
         self.logged = (progress.tokens, progress.training_flops, seconds)
@@ -307,6 +325,18 @@ class Trainer:
             skipped=progress.skipped,
             **{f"residual/{k}": residual for k, residual in enumerate(residuals, start=1)},
         )
+
+    def read_losses(self) -> float:
+        """The loss of this step; all since they were last read are looked at for spikes, which are told."""
+        losses = torch.stack(self.losses)
+        dist.all_reduce(losses)
+        self.losses.clear()
+        values = (losses / self.world).tolist()
+        for back, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
+            mean = self.watch.mean
+            if self.watch.observe(value):
+                self.record(kind="spike", at=self.progress.step - back, value=value, mean_before=mean)
+        return values[-1]
 
     def record(self, kind: str, **values: Any) -> None:
         """Hand a line of measurements to the monitor of the one rank that has it."""
@@ -352,6 +382,7 @@ class Trainer:
         sums = torch.zeros(2 + 2 * self.model.method.slots, dtype=torch.float64, device=self.device)
         for _ in range(-(-samples // (micro * self.world))):
             # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
+            self.mark(f"validation after step {self.progress.step}")
             batch = next(batches, None)
             used = [filler if batch is None else batch]
             measured = self.engine.call(summed_loss, used, False, self.end_token)
@@ -362,22 +393,38 @@ class Trainer:
         return sums
 
     def save(self) -> None:
-        """Write a checkpoint of this step and remove those that need not be kept."""
-        settings, folder = self.config.checkpoint, self.config.folder.checkpoints
+        """Begin to write a checkpoint of this step.
+
+        Older ones are removed once it is written, but not while the training may be diverging: one of them is then where
+        to go on from.
+        """
+        self.mark(f"checkpoint of step {self.progress.step}")
+        if self.losses:
+            self.read_losses()
         self.progress.seconds = self.clock.seconds
         if self.adaptive is not None:
             self.progress.refinements = self.adaptive.refinements
         with self.clock:
-            checkpoint.save(folder, self.engine, self.progress, self.config.model_dump(mode="json"))
-            if self.rank == 0:
-                checkpoint.prune(folder, settings.keep_last, settings.keep_every)
+            healthy = not (self.watch.high or self.skips.in_a_row)
+            values = self.config.model_dump(mode="json")
+            self.tell(self.writer.begin(self.engine, self.progress, values, prune=healthy))
         self.saved_at = self.progress.step
+
+    def tell(self, problem: str) -> None:
+        """Warn of a checkpoint that could not be written; the training goes on."""
+        if problem and self.monitor is not None:
+            self.monitor.say(f"warning: {problem}; the training goes on, the checkpoints before it stay")
 
     def finish(self, reason: str | None) -> None:
         """Save what is not saved yet; write the summary if the training has come to its end."""
         folder, step = self.config.folder, self.progress.step
         if self.saved_at != step and step > 0:
             self.save()
+        if problem := self.writer.settle():
+            self.tell(problem)
+            self.save()  # the cause may be gone, and there is nothing left to go on with
+            if problem := self.writer.settle():
+                raise checkpoints.CheckpointError(problem)
         if self.monitor is None:
             return
         folder.stop_file.unlink(missing_ok=True)
@@ -385,7 +432,7 @@ class Trainer:
             why = reason or f"training.stop_at = {self.config.training.stop_at}"
             self.monitor.say(f"stopped at step {step} of {self.total} ({why}); run again to go on")
             return
-        final = {line["kind"]: line["loss"] for line in read_metrics(folder.metrics)}
+        final = {line["kind"]: line.get("loss") for line in read_metrics(folder.metrics)}
         values = {
             "step": step,
             "tokens": self.progress.tokens,

@@ -77,3 +77,30 @@ def test_load_model_refuses_a_folder_that_holds_no_run_or_no_checkpoint(tmp_path
     RunFolder(tmp_path).describe_run(config, "cpu")
     with pytest.raises(ConfigError, match="holds no finished checkpoint"):
         load_model(tmp_path)
+
+
+def test_a_damaged_line_of_metrics_is_named_and_left_out(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"kind": "train", "step": 1}\n{"kind": "tr\n\xff\xfe\n3\n{"step": 4}\n{"st')
+    assert [line["step"] for line in read_metrics(path)] == [1, 4]
+    told = capsys.readouterr().err
+    assert [f"line {number} of {path} is damaged and left out" in told for number in (1, 2, 3, 4, 5)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    cut_metrics(path, 2)
+    assert path.read_text() == '{"kind": "train", "step": 1}\n'
+
+
+def test_a_configuration_that_changes_is_kept_beside_the_new_one(tmp_path):
+    folder = RunFolder(tmp_path)
+    first, second = (load_run_config(CONFIGS / "demo.yaml", [f"optimizer.lr={lr}"]) for lr in (1e-3, 1e-4))
+    folder.describe_run(first, "cpu")
+    folder.describe_run(first, "cpu", 5)
+    assert not folder.earlier_config(5).exists()
+    folder.describe_run(second, "cpu", 7)
+    assert load_run_config(folder.earlier_config(7)).optimizer.lr == 1e-3
+    assert load_run_config(folder.config).optimizer.lr == 1e-4

@@ -3,13 +3,16 @@
 import os
 import signal
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latentpt.config import ConfigError
-from latentpt.training.guard import SkippedSteps, StopSignals
+from latentpt.training.guard import LossWatch, SkippedSteps, StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_a_reason_to_stop_and_handlers_are_restored(number, tmp_path):
     before = signal.getsignal(number)
     with StopSignals(tmp_path / "STOP") as signals:
@@ -40,3 +43,16 @@ def test_skipped_steps_are_counted_over_a_resume_and_too_many_in_a_row_end_the_t
     with pytest.raises(ConfigError, match="last 3 steps were not finite; the last finite step was 2"):
         resumed.count(5, applied=False)
     assert resumed.total == 4
+
+
+@given(st.integers(0, 1000), st.floats(0.5, 10), st.floats(0, 0.01))
+def test_a_falling_noisy_loss_is_no_spike_and_twice_the_loss_is_one(seed, start, noise):
+    random = np.random.default_rng(seed)
+    watch = LossWatch()
+    for step in range(200):
+        assert not watch.observe(start * (1 + 5 / (5 + step)) * (1 + noise * random.standard_normal()))
+    for _ in range(3):
+        begins, mean = watch.observe(3 * start), watch.mean
+    assert watch.high and not begins and mean < 1.5 * start
+    assert not watch.observe(start) and not watch.high
+    assert watch.observe(float("nan")) and watch.high

@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from latentpt.config import to_yaml
-from latentpt.run import checkpoints, load_model
-from latentpt.training import checkpoint
+from latentpt.config import ConfigError, to_yaml
+from latentpt.run import checkpoints, load_model, load_run_config, read_metrics
+from latentpt.training import checkpoint, trainer
 from latentpt.training.trainer import train
 from tests.training.small import ROOT, environment, losses, tiny_run
 
@@ -111,3 +111,92 @@ def test_a_crash_within_a_save_leaves_the_checkpoint_before_it(crash_at, text, t
     load_model(config.folder.path)
     train(config)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=450k none {folder} || exit 77
+{train}; echo "exit code $?"
+ls {folder}/run/checkpoints
+mount -o remount,size=20m none {folder}
+{train} && cp -r {folder}/run {copy}
+"""
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_while_the_disk_is_full_and_continues_from_the_last_good_checkpoint(
+    text, tmp_path
+):
+    sections = {"checkpoint": {"every": 2}, "training": {"steps": 8}}
+    whole, small = (tiny_run(tmp_path / name, text, **sections) for name in ("whole", "small/run"))
+    train(whole)
+    (tmp_path / "small").mkdir()
+    command = f"{sys.executable} {PRETRAIN} --config {write_config(small, tmp_path / 'run.yaml')} 2>&1"
+    script = ON_A_SMALL_DISK.format(folder=tmp_path / "small", copy=tmp_path / "copy", train=command)
+    shell = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    if shell.returncode in (1, 77) and "exit code" not in shell.stdout:
+        pytest.skip(f"this machine mounts no file systems for its users ({shell.stderr.strip()})")
+    full, _, then = shell.stdout.partition("exit code ")
+    assert then.startswith("2\nstep-00000002\n"), shell.stdout
+    for step in (4, 6):
+        assert f"step-{step:08d} could not be written" in full and "the training goes on" in full
+    copy = tiny_run(tmp_path / "copy", text, **sections)
+    assert shell.returncode == 0 and losses(copy) == losses(whole)
+
+
+@pytest.mark.slow
+def test_a_training_whose_output_is_no_longer_read_goes_on(text, tmp_path):
+    config = tiny_run(tmp_path / "run", text)
+    command = [sys.executable, PRETRAIN, "--config", write_config(config, tmp_path / "run.yaml")]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait(60) == 0, told
+    assert told.count("the console cannot be written") == 1
+    assert config.folder.summary.exists()
+
+
+def test_no_checkpoint_goes_while_steps_are_skipped_and_a_lower_rate_goes_on_from_before_them(
+    text, tmp_path, monkeypatch
+):
+    sections = {"training": {"max_skipped": 3}, "checkpoint": {"every": 1, "keep_last": 1}}
+    config = tiny_run(tmp_path / "run", text, **sections)
+    finite, calls = trainer.training_loss, []
+
+    def loss(model, tokens, schedule, *more):
+        calls.append(None)
+        step = (len(calls) - 1) // 4 + 1  # four micro-batches a step
+        return finite(model, tokens, schedule, *more) * (float("nan") if step >= 5 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "training_loss", loss)
+        with pytest.raises(ConfigError, match="last finite step was 4"):
+            train(config)
+    folder = config.folder.checkpoints
+    assert [checkpoints.step_of(path) for path in checkpoints.committed(folder)] == [4, 5, 6]
+    slower = tiny_run(tmp_path / "run", text, **sections, optimizer={"lr": 1e-3})
+    assert train(slower, step=4).step == 8
+    assert [checkpoints.step_of(path) for path in checkpoints.committed(folder)] == [8]
+    assert sorted(path.name.partition(".set-aside")[0] for path in folder.iterdir()) == [
+        f"step-0000000{n}" for n in (5, 6, 8)
+    ]
+    assert load_run_config(config.folder.earlier_config(4)).optimizer.lr == 1e-2
+    changed = [line for line in read_metrics(config.folder.metrics) if line["kind"] == "changed"]
+    assert [(line["step"], line["keys"]) for line in changed] == [(4, ["optimizer.lr"])]
+
+
+def test_a_checkpoint_without_its_mark_is_not_trained_over(text, tmp_path):
+    config = tiny_run(tmp_path / "run", text, training={"steps": 2})
+    train(config)
+    (config.folder.checkpoints / "step-00000002" / checkpoints.MARK).unlink()
+    with pytest.raises(ConfigError, match="step-00000002, which lacks the mark of a finished checkpoint"):
+        train(config)
+    assert (config.folder.checkpoints / "step-00000002").exists()
+    assert train(config, "fresh").step == 2

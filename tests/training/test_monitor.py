@@ -59,3 +59,13 @@ def test_the_clock_stands_still_while_something_else_is_done():
 def test_peak_flops_are_known_where_configured_and_unknown_on_a_cpu():
     assert peak_flops(torch.device("cpu"), "bf16", 2.5) == 2.5e12
     assert peak_flops(torch.device("cpu"), "bf16", None) is None
+
+
+def test_a_full_disk_under_the_metrics_is_told_once_and_ends_nothing(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with Monitor(tmp_path / "metrics.jsonl", None, 0, 10) as monitor:
+        for step in (1, 2):
+            monitor.record({"kind": "validation", "step": step, "loss": 1.0})
+    told = capsys.readouterr()
+    assert told.err.count("metrics.jsonl cannot be written") == 1 and "the training goes on" in told.err
+    assert told.out.count("validation loss 1.0000") == 2

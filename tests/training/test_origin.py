@@ -51,7 +51,7 @@ def test_the_newest_intact_checkpoint_is_taken_loudly_and_the_damaged_one_is_kep
         "step-00000006",
         "step-00000008",
     ]
-    assert saved(config)[0].startswith("step-00000004.damaged-")
+    assert saved(config)[0].startswith("step-00000004.set-aside-")
 
 
 def test_without_an_intact_checkpoint_nothing_is_begun_anew_or_removed(text, tmp_path):
