@@ -1,7 +1,8 @@
 """Are the thoughts used? What the loss becomes without them, and what they look like.
 
 fewer         loss when only the first k thoughts are thought
-replaced      loss when every latent is its mean, another document's, or noise of the same size
+replaced      loss when every latent, or every state carried in time, is its mean, another document's, or noise of the same
+              size; and when nothing is carried
 collapse      are the latents all alike: cosine of pairs, share of the first component, effective rank, size
 residual      how far the training forward is from exact decoding, position by position
 attention     share of the predicting slot's attention that goes to latent slots, layer by layer
@@ -24,6 +25,7 @@ from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import hidden_states, summed_loss
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Column, Step, Stretch
+from latentpt.thoughts.state import Before
 
 
 class Collapse(NamedTuple):
@@ -99,7 +101,7 @@ def diagnose_batches(
     model: LanguageModel, batches: Sequence[Tensor], end_token: int | None = None
 ) -> Diagnostics:
     """`diagnose` on batches int64 [b, L + 1]; an `end_token` keeps the documents that it divides apart."""
-    thoughts = model.method.slots - 1
+    thoughts, carries = model.method.slots - 1, model.method.carry
     inputs = batches[0][:, :-1].to(next(model.parameters()).device)
     seen = _Seen(model, inputs, end_token)
     share = sum(model.method.visibility.sees(thoughts, slot) for slot in range(1, thoughts + 1))
@@ -113,7 +115,7 @@ def diagnose_batches(
         loss=loss(),
         exact_loss=loss(exact=True),
         fewer={count: loss(schedule=model.method.schedule(slots=count + 1)) for count in range(thoughts)},
-        replaced=_replaced(loss, batches) if thoughts else {},
+        replaced=_replaced(loss, batches, carries) if thoughts or carries else {},
         collapse=[_collapse(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
         residual=_residual(model, inputs, end_token),
         attention=seen.attention() if thoughts else [],
@@ -125,17 +127,31 @@ def diagnose_batches(
 
 
 class Changed(Watch):
-    """Every latent that goes in, [B, L, n, d], is what `change` makes of it."""
+    """Every latent and every carried state that goes in, [B, L, n, d], is what `change` makes of it."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         self.change = change
+
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Where anything is carried."""
+        if before.known is False:
+            return before
+        return before._replace(states=self.change(before.states) * before.known)
 
     def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
         """Latent slots alone."""
         return self.change(u) if slots[0] else u
 
 
-def _replaced(loss: Callable[..., float], batches: Sequence[Tensor]) -> dict[str, float]:
+class NothingCarried(Watch):
+    """Every token is thought as if it were the first."""
+
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Nothing."""
+        return Before(before.inputs, torch.zeros_like(before.states), known=False)
+
+
+def _replaced(loss: Callable[..., float], batches: Sequence[Tensor], carries: bool) -> dict[str, float]:
     generator = stream(0, "noise")
 
     def noise(latents: Tensor) -> Tensor:
@@ -152,7 +168,7 @@ def _replaced(loss: Callable[..., float], batches: Sequence[Tensor]) -> dict[str
         wanted = [b for b in batches if len(b) > 1] if name == "of_another_document" else batches
         if wanted:
             losses[name] = loss(batches=wanted, watch=Changed(change))
-    return losses
+    return losses | ({"nothing": loss(watch=NothingCarried())} if carries else {})
 
 
 def _residual(model: LanguageModel, ids: Tensor, end_token: int | None) -> list[float]:
@@ -185,8 +201,9 @@ class _Seen(Watch):
 
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Note what latent slots read."""
+        inside = step.layers[0] < self.model.method.span[1]
         for index, column in enumerate(step.columns):
-            if column.slot:
+            if column.slot and inside:
                 self._note(self.latents, column.slot, column, u[:, :, index])
 
     def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
@@ -208,7 +225,7 @@ class _Seen(Watch):
         if self.documents is not None:
             past = past & (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
         masses = []
-        for layer in sorted({layer for layer, _ in self._queries}):
+        for layer in range(*self.model.method.span):
             seen = [s for s in range(slots) if sees(slots - 1, s) and (layer, s) in self._keys]
             q = self._queries[layer, slots - 1]
             k = torch.stack([self._keys[layer, slot] for slot in seen], dim=2)

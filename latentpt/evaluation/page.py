@@ -22,7 +22,7 @@ def diagnostics_page(name: str, found: Diagnostics) -> str:
     """HTML of everything that was found out about the model `name`."""
     plain = {"the training forward": found.loss, "exact decoding": found.exact_loss}
     fewer = {f"only {count} of the thoughts": loss for count, loss in found.fewer.items()}
-    replaced = {f"latents replaced: {what.replace('_', ' ')}": loss for what, loss in found.replaced.items()}
+    replaced = {f"states replaced: {what.replace('_', ' ')}": loss for what, loss in found.replaced.items()}
     losses = plain | fewer | replaced
     parts = [
         f"<h1>Are the thoughts of {html.escape(name)} used?</h1>",

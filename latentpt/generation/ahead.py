@@ -28,8 +28,7 @@ def can_think_ahead(model: LanguageModel) -> bool:
     method = model.method
     if method.halting is not None:  # no single slot predicts
         return False
-    ordinary = not method.carry and method.span == (0, method.layers)
-    return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and ordinary
+    return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and method.whole
 
 
 @torch.no_grad()

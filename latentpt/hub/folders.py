@@ -130,9 +130,14 @@ def export_folder(
     """Write `model` for transformers: weights in `dtype`, configuration, generation configuration, tokenizer and card.
 
     Returns why transformers cannot read the tokenizer, or an empty text if it can. The folder appears whole or not at
-    all. Raises ConfigError if it is there already.
+    all. Raises ConfigError if it is there already, or for a method that transformers cannot be taught.
     """
     folder = Path(folder)
+    if not model.method.whole:
+        raise ConfigError(
+            f"thoughts.method = {model.thoughts.method} with its carry or span of layers cannot be exported to "
+            "transformers; the nearest method that can is latent"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already; name a new folder")
     stock = loading_class(model) != _OWN_CLASS

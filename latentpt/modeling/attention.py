@@ -80,14 +80,14 @@ class View(NamedTuple):
 class Injection(nn.Module):
     """What a method puts into one layer: a module, so that its parameters are trained, gathered and saved with the model.
 
-    `memory` [B, L, S, d] holds the state that each cell is fed, zero where there is none.
+    `memory` [B, L, S, d] holds the state that each cell is fed, zero where there is none; None if nothing is fed to any.
     """
 
-    def residual(self, x: Tensor, memory: Tensor) -> Tensor:
+    def residual(self, x: Tensor, memory: Tensor | None) -> Tensor:
         """The stream [B, L, S, d] that enters the layer."""
         return x
 
-    def keys_values(self, x: Tensor, k: Tensor, v: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, k: Tensor, v: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, L, S, H_kv, D] of the normalised stream x, before the rotation."""
         return k, v
 
@@ -150,7 +150,6 @@ class Attention(nn.Module):
         *turning, v = self.qkv(x, read)
         heads = [self.qkv.heads, self.qkv.kv_heads]
         if injection is not None:
-            assert memory is not None
             q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
             k, v = injection.keys_values(x, k, v, memory)
             turning = [q, k]

@@ -83,7 +83,6 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, L, S, d] -> [B, L, R, d] and the keys and values of all S slots."""
         if injection is not None:
-            assert memory is not None
             x = injection.residual(x, memory)
         attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
         if read is not None:

@@ -34,7 +34,8 @@ class TrainingConfig(Section):
     stop_at: Long | None = None
     """Stop (and save) after this step although the learning rate is that of a training that goes on to the end; null means train to the end."""
     start_from: str = ""
-    """Folder of a run whose latest weights (not its optimizer state) a new training starts from; empty: fresh weights."""
+    """Folder of a run whose latest weights (not its optimizer state) a new training starts from; empty: fresh weights. What
+    its model has not, the parameters of a thought method, begins afresh."""
     batch_samples: Count | None = None
     """Global batch in samples of data.sequence_length tokens, over all ranks and accumulated micro-batches."""
     batch_tokens: Count | None = None

@@ -15,7 +15,7 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.merge import Relation
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.method import ThoughtMethod
-from latentpt.thoughts.plan import Step, Stretch, compile_plan
+from latentpt.thoughts.plan import Fed, Step, Stretch, compile_plan
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 
@@ -52,27 +52,37 @@ def schedule_cost(
     for start, stretch in compile_plan(method.traits(schedule.slots), schedule, length).stretches:
         for step in stretch.steps:
             rows = [column.rows(stretch.length) * share[column.slot] for column in step.columns]
-            flops = _layer_flops(model, stretch, step, start, share)
-            made = zip(step.columns, step.fed, strict=True)
-            flops += sum(
-                rows[i] * method.injection_flops(model, c.slot)
-                for i, (c, f) in enumerate(made)
-                if f or c.slot
-            )
-            if (
-                stretch.traits.mixes and method.halting is not None
-            ):  # a token's record is made before it stops
-                flops += sum(
-                    c.rows(stretch.length) * share[max(c.slot - 1, 0)] * method.halting.flops(model, c.slot)
-                    for c in step.columns
-                )
+            flops, constant = _layer_flops(model, stretch, step, start, share), 0.0
+            carried = any(fed is not None and _there(fed, start) for fed in step.fed)
+            for column, fed, n in zip(step.columns, step.fed, rows, strict=True):
+                if fed is not None or column.slot:
+                    flops += n * method.injection_flops(model, column.slot, carried)
+                    if carried and fed is not None and not _learns(method, stretch, fed):
+                        constant += n * method.memory_flops(model)
+            if stretch.traits.mixes and method.halting is not None:
+                for column in step.columns:  # the token has come as far as the slot before
+                    n = column.rows(stretch.length) * share[max(column.slot - 1, 0)]
+                    flops += n * method.halting.flops(model, column.slot)
             forward += flops
-            backward += 2 * flops * step.grad
+            backward += (2 * flops - constant) * step.grad
             slots += sum(rows) * (step.layers[1] - step.layers[0]) / model.num_layers
     forward, backward, slots = forward / length, backward / length, slots / length
     head = 2 * model.hidden_size * model.vocab_size
     heads = sum(1 for reading in stretch.readings if reading.weight)
     return Cost(forward + heads * head, backward + 2 * heads * head, slots)
+
+
+def _there(fed: Fed, start: int) -> bool:
+    """Whether a column's cells, or some of them, are fed anything, after `start` positions."""
+    return fed.source is not None or not fed.feed.back or (fed.wraps and start > 0)
+
+
+def _learns(method: ThoughtMethod, stretch: Stretch, fed: Fed) -> bool:
+    """Whether gradient flows into the states that a column is fed."""
+    if method.config.detach:
+        return False
+    grad = {step.number: step.grad for step in stretch.steps}
+    return fed.source is None or any(grad.get(step, True) for step, _ in fed.source.parts)
 
 
 def _layer_flops(
@@ -117,10 +127,14 @@ def training_cost(
 ) -> Cost:
     """Mean cost per token of training on rows of `length` tokens: over the K that may be drawn, and, where a curriculum
     changes the schedule, over the run's `steps` (None: the cost after its last phase)."""
+    if steps is None:
+        thoughts = thoughts.model_copy(update={"curriculum": ()})
+    else:
+        thoughts = thoughts.over(steps)
     method = make_method(thoughts, model)
-    ends = [0, *(phase.until_step for phase in thoughts.curriculum)]
+    ends = [0, *(int(phase.until_step) for phase in thoughts.curriculum)]
     if steps is None or not thoughts.curriculum:
-        stretches = [(1.0, ends[-1])]
+        stretches = [(1.0, 0)]
     else:
         bounds = [*(min(end, steps) for end in ends), steps]
         stretches = [((b - a) / steps, a) for a, b in itertools.pairwise(bounds) if b > a]

@@ -21,6 +21,7 @@ from latentpt.config import ConfigError
 from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.linear import Gate
 from latentpt.modeling.loss import CHUNK_ROWS, IGNORE
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.state import Before
@@ -101,8 +102,8 @@ class Routed(Halting):
         self.power = correctness if config.correctness is None else config.correctness
 
 
-class Router(nn.Linear):
-    """A linear layer that computes in float32 whatever is around it: its logits are small differences that add up."""
+class Router(Gate):
+    """A gate that computes in float32 whatever is around it: its logits are small differences that add up."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., outputs]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder, initialize
 from latentpt.modeling.loss import IGNORE
+from latentpt.thoughts.chance import make_chance
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.documents import document_positions
 from latentpt.thoughts.execute import Prediction, Watch, execute
@@ -50,6 +51,7 @@ class LanguageModel(nn.Module):
         deeper = self.method.slots if self.config.family == "pythia" else 1
         std = math.sqrt(2 / (5 * self.config.hidden_size))
         initialize(self, seed, std, residual_std=std / math.sqrt(2 * self.config.num_layers * deeper))
+        self.method.initialize(seed)
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, equal on every rank."""
@@ -68,12 +70,18 @@ class LanguageModel(nn.Module):
         return Cache(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
 
     def tokens(
-        self, input_ids: Tensor, start: int = 0, documents: Tensor | None = None, alive: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        start: int = 0,
+        documents: Tensor | None = None,
+        alive: Tensor | None = None,
+        key: int | None = None,
     ) -> Tokens:
         """Ids int64 [B, L] as a method reads them, from position `start` on.
 
         `documents` [B, L], the number of each token's document, keeps attention and states inside a document and lets
-        positions restart with it; `alive` [B, L] is the number of slots that each token thinks.
+        positions restart with it; `alive` [B, L] is the number of slots that each token thinks; `key` is what the random
+        numbers of a training forward follow from.
         """
         end = start + input_ids.shape[1]
         self._check_fits(end)
@@ -81,8 +89,9 @@ class LanguageModel(nn.Module):
         if documents is not None:
             assert start == 0, "a stretch of several documents begins at position 0"
             positions = document_positions(documents)
+        chance = None if key is None else make_chance(key, input_ids, positions)
         return self.method.tokens(self.decoder, input_ids, positions)._replace(
-            documents=documents, alive=alive
+            documents=documents, alive=alive, chance=chance
         )
 
     def read(
@@ -138,10 +147,11 @@ class LanguageModel(nn.Module):
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
         Positions whose target is -100 carry no loss. The loss is the nats, summed over targets and the sweeps that the
-        schedule weighs, and the price of the thoughts where the method has one, over `target_count` (None: the number of targets, at least 1). `watch` looks on; `documents`
-        [B, L], the number of each token's document, keeps documents apart.
+        schedule weighs, and the price of the thoughts where the method has one, over `target_count` (None: the number of
+        targets, at least 1). `watch` looks on; `documents` [B, L], the number of each token's document, keeps documents apart.
         """
-        read = self.read(self.tokens(input_ids, documents=documents), schedule, watch=watch)
+        key = None if schedule is None else schedule.key
+        read = self.read(self.tokens(input_ids, documents=documents, key=key), schedule, watch=watch)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None

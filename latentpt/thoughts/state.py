@@ -26,7 +26,9 @@ class Before(NamedTuple):
     inputs: Tensor
     """What those cells read, [B, L, n, d]."""
     states: Tensor
-    """What came of them and is fed back, [B, L, n, d]."""
+    """What came of them and is fed back, [B, L, n, d]; zero where there are none."""
+    known: Tensor | bool = True
+    """Whether there is such a cell, bool [B, L, n, 1]: none where a document begins; False where there are none at all."""
     records: Tensor | None = None
     """Their records [B, L, n, r], where tokens think different numbers of slots, see `latentpt.thoughts.halting`."""
 
@@ -38,8 +40,9 @@ class State:
         self.traits = traits
         self.positions = 0
         """Positions thought through."""
-        self.last: dict[int, tuple[Tensor, Tensor]] = {}
-        """Slot -> input and stream [B, 1, d] of its latest cell, for the slots that feed what comes next."""
+        self.last: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """Slot -> input and state [B, 1, d] of its latest cell, for the slots that feed what comes next; None: the token's
+        own stream, twice."""
         self.documents: Tensor | None = None
         """Number of each position's document [B, positions], where documents are kept apart."""
         self.alive: Tensor | None = None

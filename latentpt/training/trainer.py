@@ -81,7 +81,7 @@ def train(
         model = build_model(config)
         if origin is None and config.training.start_from:
             source = RunFolder(Path(config.training.start_from))
-            checkpoints.load_weights(checkpoints.find(source.checkpoints), model)
+            checkpoints.load_weights(checkpoints.find(source.checkpoints), model, may_lack="method.")
         dist.barrier()  # every rank has seen the folder as it was
         if not there:
             hold(folder, held)
@@ -97,7 +97,8 @@ def train(
 def build_model(config: RunConfig) -> LanguageModel:
     """The model with its first weights."""
     settings = config.training
-    model = LanguageModel(config.model, config.thoughts, settings.attention, settings.checkpoint_activations)
+    thoughts = config.thoughts.over(config.steps)
+    model = LanguageModel(config.model, thoughts, settings.attention, settings.checkpoint_activations)
     model.initialize(config.seed)
     return model
 
@@ -353,7 +354,7 @@ class Trainer:
             self.monitor.record(position | values)
 
     def validate(self) -> None:
-        """Mean loss over the held-out samples by the training forward, over all ranks, and that of every source."""
+        """Mean loss over the held-out samples by the training forward of this phase, over all ranks, and that of every source."""
         with self.clock:
             sums = torch.stack([self.held_out_sums(dataset) for dataset in self.held_out.values()])
             dist.all_reduce(sums)
@@ -379,13 +380,14 @@ class Trainer:
         samples = min(limit or dataset.num_samples, dataset.num_samples)
         batches = validation_batches(dataset, micro, limit, self.rank, self.world)
         filler = torch.zeros(1, self.length + 1, dtype=torch.int64)
+        schedule = self.model.method.schedule_at(self.progress.step - 1)
         sums = torch.zeros(2 + 2 * self.model.method.slots, dtype=torch.float64, device=self.device)
         for _ in range(-(-samples // (micro * self.world))):
             # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
             self.mark(f"validation after step {self.progress.step}")
             batch = next(batches, None)
             used = [filler if batch is None else batch]
-            measured = self.engine.call(summed_loss, used, False, self.end_token)
+            measured = self.engine.call(summed_loss, used, False, self.end_token, schedule)
             if batch is not None:
                 nats, tokens, reached, weights = measured
                 found = [nats, tokens, *reached, *weights]
@@ -455,7 +457,7 @@ class Trainer:
         if self.monitor is None:
             return
         config, per_step = self.config, self.global_batch * self.length
-        flops = training_flops_per_token(config.model, config.thoughts, self.length)
+        flops = training_flops_per_token(config.model, config.thoughts, self.length, self.total)
         state = f"continues at step {self.progress.step}" if self.progress.step else "starts"
         thoughts = config.thoughts
         self.monitor.say(

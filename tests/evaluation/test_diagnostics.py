@@ -1,10 +1,12 @@
 """Diagnostics against models of which the answer is known."""
 
+import pytest
 import torch
 
 from latentpt.evaluation.diagnostics import Changed, diagnose_batches
 from latentpt.evaluation.page import diagnostics_page
-from latentpt.thoughts.measure import validation_loss
+from latentpt.thoughts.measure import summed_loss, validation_loss
+from latentpt.thoughts.schedule import one_pass
 from tests.conftest import tiny_ids, tiny_model
 
 LATENT = {"method": "latent", "num_thoughts": 2, "refinements": 30}
@@ -72,3 +74,14 @@ def test_the_page_stands_alone_and_escapes_names():
     assert "&lt;run&gt;" in page and "<run>" not in page and page.count("<svg") == 2
     assert "http" not in page and "src=" not in page
     assert "<svg" in diagnostics_page("plain", diagnose_batches(tiny_model(), BATCHES))
+
+
+@pytest.mark.parametrize("method", ["lrt", "fbt", "t2mlr", "p2n"])
+def test_a_carried_state_is_left_out_and_replaced_and_its_loss_without_is_that_of_one_pass(method):
+    model = tiny_model("llama", size={"num_layers": 3}, method=method, refinements=9)
+    found = diagnose_batches(model, BATCHES)
+    assert set(found.replaced) == {"mean", "of_another_document", "noise", "nothing"}
+    assert all(abs(loss - found.loss) > 1e-6 for loss in found.replaced.values())
+    total, count = summed_loss(model, BATCHES, schedule=one_pass(1))
+    assert abs(found.replaced["nothing"] - total / count) < 1e-10
+    assert max(found.residual) < 1e-9 and found.fewer == {} and found.collapse == [] and found.attention == []

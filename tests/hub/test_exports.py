@@ -13,7 +13,7 @@ from latentpt.generation.decode import generate
 from latentpt.hub import folders
 from latentpt.hub.folders import export_folder, load_folder
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
 THINKING = folders.EXPORTED
@@ -192,3 +192,21 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     (run / "evaluation" / "results.json").write_text(json.dumps({**found, "model": "of another step"}))
     assert launch("export", monkeypatch, "--run", run, "--output", tmp_path / "later") == 0
     assert "piqa" not in (tmp_path / "later" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if not METHODS[name].carry and name != "vanilla"]
+)
+def test_a_span_of_layers_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, method):
+    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method), span="middle")
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .* cannot be exported"):
+        export_folder(model, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].carry])
+def test_a_carried_state_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, method):
+    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method))
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .* cannot be exported"):
+        export_folder(model, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

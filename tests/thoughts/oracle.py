@@ -99,17 +99,18 @@ def oracle(model, ids, slots=None, documents=None, alive=None):
     for t in range(ids.shape[1]):
         here = tokens.at(slice(t, t + 1))
         if start:
-            here = here._replace(embeds=layers(here.embeds, t, 0, 0, start, None)[0])
+            here = here.inside(layers(here.embeds, t, 0, 0, start, None)[0])
+        inputs[t, None] = states[t, None] = here.embeds
         streams = []
         for slot in range(slots):
             before = None
             if feeds[slot] is not None:
                 cell = t - feeds[slot].back, feeds[slot].slot
                 zero = torch.zeros_like(here.embeds)
-                state = states.get(cell, zero)
+                known = torch.full_like(zero[..., :1], cell in states, dtype=torch.bool)
                 if documents is not None and feeds[slot].back and t:
-                    state = state * (documents[:, t] == documents[:, t - 1])[:, None, None, None]
-                before = Before(inputs.get(cell, zero), state)
+                    known &= (documents[:, t] == documents[:, t - 1])[:, None, None, None]
+                before = Before(inputs.get(cell, zero), states.get(cell, zero) * known, known)
             plain = before is None and slot == 0
             u = here.embeds if plain else method.inject(decoder, here, range(slot, slot + 1), before)
             memory = torch.zeros_like(u) if before is None else before.states
@@ -117,7 +118,7 @@ def oracle(model, ids, slots=None, documents=None, alive=None):
                 weights[t, slot] = weight_of(t, slot)
             x, tapped = layers(u, t, slot, start, stop, memory)
             inputs[t, slot] = u
-            states[t, slot] = method.states(decoder, x if tapped is None else tapped)
+            states[t, slot] = method.update(method.states(decoder, x if tapped is None else tapped), memory)
             streams.append(x)
         if stop < len(decoder.blocks):
             streams[-1] = layers(streams[-1], t, slots - 1, stop, len(decoder.blocks), None)[0]

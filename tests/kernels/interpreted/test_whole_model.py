@@ -21,7 +21,7 @@ from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.registry import METHODS
 from latentpt.thoughts.state import Before
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 SMALL = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 CASES = [(name, {}) for name in METHODS if name != "latent"] + [
@@ -61,7 +61,7 @@ def plugged_in(monkeypatch):
 
 def step(family, method, thoughts):
     model = tiny_model(
-        family, torch.float32, size=SMALL, weights=1.5, method=method, num_thoughts=0 if method == "vanilla" else 1,
+        family, torch.float32, size=SMALL, weights=1.5, **thinking(method, 1),
         refinements=1, **thoughts,
     )  # fmt: skip
     ids = tiny_ids(1, 6)
