@@ -101,7 +101,7 @@ def diagnose_batches(
     model: LanguageModel, batches: Sequence[Tensor], end_token: int | None = None
 ) -> Diagnostics:
     """`diagnose` on batches int64 [b, L + 1]; an `end_token` keeps the documents that it divides apart."""
-    thoughts, carries = model.method.slots - 1, model.method.carry
+    thoughts, carries = model.method.slots - 1, model.method.looks_back
     inputs = batches[0][:, :-1].to(next(model.parameters()).device)
     seen = _Seen(model, inputs, end_token)
     share = sum(model.method.visibility.sees(thoughts, slot) for slot in range(1, thoughts + 1))
@@ -139,8 +139,9 @@ class Changed(Watch):
         return before._replace(states=self.change(before.states) * before.known)
 
     def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
-        """Latent slots alone."""
-        return self.change(u) if slots[0] else u
+        """Latent slots alone, and those not by what they add to a token, which `carried` has changed."""
+        fed = next(f for column, f in zip(step.columns, step.fed, strict=True) if column.slot == slots[0])
+        return self.change(u) if slots[0] and not (fed and fed.feed.back) else u
 
 
 class NothingCarried(Watch):

@@ -73,7 +73,7 @@ class ThoughtsConfig(Section):
     # A state carried from token to token: lrt, fbt, t2mlr.
     loss_weights: tuple[NotNegative, ...] | None = None
     """Methods lrt, fbt and t2mlr: factors on the losses of the last sweeps, the last one's at the end; sweeps before them
-    count nothing. null means the method's own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the
+    count nothing, and where there are fewer sweeps the last factors are scaled to the sum of all. null means the method's own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the
     last alone."""
     detach: bool = False
     """Methods lrt, fbt and t2mlr: let no gradient through the states that are carried."""
@@ -139,10 +139,12 @@ class ThoughtsConfig(Section):
                         f"thoughts.draw has {len(self.draw)} numbers, but there are {high - low + 1} refinements from "
                         f"{low} to {high} to draw from"
                     )
-        for name in ("draw", "loss_weights"):
-            numbers = getattr(self, name)
-            if isinstance(numbers, tuple) and not sum(numbers):
-                raise ValueError(f"thoughts.{name} needs a number above 0, got {list(numbers)}")
+        if isinstance(self.draw, tuple) and not sum(self.draw):
+            raise ValueError(f"thoughts.draw needs a number above 0, got {list(self.draw)}")
+        if self.loss_weights is not None and not sum(self.loss_weights[-1:]):
+            raise ValueError(
+                f"thoughts.loss_weights needs a last number above 0, got {list(self.loss_weights)}"
+            )
         if self.residual_target is not None and self.residual_target <= 0:
             raise ValueError(f"thoughts.residual_target must be null or positive, got {self.residual_target}")
         if not 0 <= self.threshold <= 1:

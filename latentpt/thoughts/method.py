@@ -122,10 +122,14 @@ class ThoughtMethod(nn.Module):
         return self._span
 
     @property
+    def looks_back(self) -> bool:
+        """Whether a slot is fed by the position before."""
+        return any(feed is not None and feed.back for feed in self.feeds(self.slots))
+
+    @property
     def whole(self) -> bool:
         """Whether slots run through all layers and are fed by slots of their own position alone."""
-        feeds = self.feeds(self.slots)
-        return self.span == (0, self.layers) and not any(feed is not None and feed.back for feed in feeds)
+        return self.span == (0, self.layers) and not self.looks_back
 
     def feeds(self, slots: int) -> tuple[Feed | None, ...]:
         """Slot by slot the cell whose state it is fed."""

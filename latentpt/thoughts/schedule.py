@@ -65,8 +65,12 @@ class Schedule:
         return replace(self, sweeps=tuple(sweeps))
 
     def weighed(self, weights: Sequence[float]) -> Schedule:
-        """The same schedule with these factors on the losses of its last sweeps, and 0 on those before them."""
+        """The same schedule with these factors on the losses of its last sweeps, and 0 on those before them.
+
+        A schedule of fewer sweeps takes the last ones, so scaled that their sum stays what it is.
+        """
         last = weights[-len(self.sweeps) :]
+        last = [weight * sum(weights) / sum(last) for weight in last]
         sweeps = [replace(sweep, weight=0.0) for sweep in self.sweeps[: len(self.sweeps) - len(last)]]
         sweeps += [replace(s, weight=w) for s, w in zip(self.sweeps[len(sweeps) :], last, strict=True)]
         return replace(self, sweeps=tuple(sweeps))

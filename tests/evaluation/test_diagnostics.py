@@ -85,3 +85,16 @@ def test_a_carried_state_is_left_out_and_replaced_and_its_loss_without_is_that_o
     total, count = summed_loss(model, BATCHES, schedule=one_pass(1))
     assert abs(found.replaced["nothing"] - total / count) < 1e-10
     assert max(found.residual) < 1e-9 and found.fewer == {} and found.collapse == [] and found.attention == []
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [{"method": "smear"}, {"method": "dual_slot", "num_thoughts": 1, "visibility": "stage_causal"}],
+)
+def test_a_shift_that_is_left_out_leaves_the_plain_decoder(thoughts):
+    model = tiny_model("llama", size={"num_layers": 3}, **thoughts)
+    plain = tiny_model("llama", size={"num_layers": 3}, embed_scale=model.method.embed_scale)
+    found = diagnose_batches(model, BATCHES)
+    assert abs(found.replaced["nothing"] - diagnose_batches(plain, BATCHES).loss) < 1e-10
+    assert all(abs(loss - found.loss) > 1e-6 for loss in found.replaced.values())
+    assert len(found.attention) == model.method.slots - 1  # of the one layer that all slots run through
