@@ -23,7 +23,7 @@ from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
-from latentpt.thoughts.measure import validation_loss
+from latentpt.thoughts.measure import summed_loss, validation_loss
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32
@@ -41,6 +41,8 @@ class Measured(Section):
     """Validation loss of the training forward, nats per token."""
     exact_loss: float
     """Validation loss of exact sequential decoding on the same samples, nats per token."""
+    reached: list[float] = []
+    """Slot by slot the share of tokens that thinks it in exact decoding; empty in measurements from before it was noted."""
     samples: int
     """Validation samples both were measured on."""
     texts: dict[str, str]
@@ -89,10 +91,12 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = sample_limit(plan, run)
     end = open_training(run.data).eod_id if run.data.mask_documents else None
+    exact = summed_loss(model, held_out(run, limit), exact=True, end_token=end)
     measured = Measured(
         of=of,
         loss=validation_loss(model, held_out(run, limit), end_token=end),
-        exact_loss=validation_loss(model, held_out(run, limit), exact=True, end_token=end),
+        exact_loss=exact.nats / exact.tokens,
+        reached=[reached / exact.tokens for reached in exact.reached],
         samples=sum(len(batch) for batch in held_out(run, limit)),
         texts=continuations(model, run, plan.comparison.prompts),
     )

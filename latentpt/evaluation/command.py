@@ -103,7 +103,9 @@ def identity(model: LanguageModel, forward: str = "") -> str:
 
     Every parameter gives its ends and a thousand entries between them; the same on every device.
     """
-    digest = hashlib.sha256(f"{model.config} {model.thoughts} {forward}".encode())
+    halting = model.method.halting
+    stops = "" if halting is None else f" {halting.threshold}"
+    digest = hashlib.sha256(f"{model.config} {model.thoughts} {forward}{stops}".encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
         spread = flat[:: max(1, len(flat) // 1000)]

@@ -108,8 +108,8 @@ def diagnose_batches(
     slots_seen = sum(model.method.visibility.sees(thoughts, slot) for slot in range(thoughts + 1))
 
     def loss(**options: Any) -> float:
-        total, count = summed_loss(model, options.pop("batches", batches), end_token=end_token, **options)
-        return total / max(count, 1)
+        sums = summed_loss(model, options.pop("batches", batches), end_token=end_token, **options)
+        return sums.nats / max(sums.tokens, 1)
 
     return Diagnostics(
         loss=loss(),

@@ -26,6 +26,8 @@ class HeldOut:
     """Summed over the tokens."""
     tokens: int
     """Targets measured."""
+    thoughts: float
+    """Average number of thoughts of a token."""
     bytes_per_token: float | None
     """UTF-8 bytes of text a token of the source stands for on average; None where the manifest does not know."""
 
@@ -41,6 +43,7 @@ class HeldOut:
             "loss": self.loss,
             "perplexity": math.exp(min(self.loss, 700.0)),
             "tokens": float(self.tokens),
+            "thoughts": self.thoughts,
         }
         if self.bytes_per_token:
             values["bits_per_byte"] = self.loss / math.log(2) / self.bytes_per_token
@@ -64,14 +67,17 @@ def held_out_loss(
     """
     dataset = TokenDataset(source, length)
     end = dataset.eod_id if mask_documents else None
-    nats, tokens = 0.0, 0
+    nats, tokens, thoughts = 0.0, 0, 0.0
     for number, batch in enumerate(validation_batches(dataset, batch_size, limit)):
-        key = answers.key("held out", str(source), length, forward, end, number, _fingerprint(batch))
+        key = answers.key(
+            "held out and thought", str(source), length, forward, end, number, _fingerprint(batch)
+        )
         if key not in answers:
-            answers.add([(key, list(summed_loss(model, [batch], forward == "exact", end)))])
-        found, count = answers[key]
-        nats, tokens = nats + found, tokens + int(count)
-    return HeldOut(nats, tokens, bytes_per_token(Path(source)))
+            sums = summed_loss(model, [batch], forward == "exact", end)
+            answers.add([(key, [sums.nats, sums.tokens, sum(sums.reached[1:])])])
+        found, count, thought = answers[key]
+        nats, tokens, thoughts = nats + found, tokens + int(count), thoughts + thought
+    return HeldOut(nats, tokens, thoughts / tokens, bytes_per_token(Path(source)))
 
 
 def bytes_per_token(folder: Path) -> float | None:

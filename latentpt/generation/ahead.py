@@ -26,6 +26,8 @@ from latentpt.thoughts.plan import Visibility
 def can_think_ahead(model: LanguageModel) -> bool:
     """Whether the last latent of a position and the next token's slot can be thought in one pass."""
     method = model.method
+    if method.halting is not None:  # no single slot predicts
+        return False
     return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and method.whole
 
 

@@ -56,7 +56,7 @@ class Session:
         tokens = self.model.tokens(ids, self.position)
         stretch = compile_cells(method.traits(), cells, known)
         plan = Plan(stretch.traits, ((0, stretch),))
-        return [decoder.norm(x)[:, 0] for x, _ in execute(decoder, method, tokens, plan, self.cache)]
+        return [read.hidden[:, 0] for read in execute(decoder, method, tokens, plan, self.cache)]
 
 
 class Continuations:

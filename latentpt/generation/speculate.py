@@ -67,6 +67,12 @@ def generate_speculatively(
         )
     if sampling.repetition_penalty != 1:
         raise ValueError("self-speculation does not combine with a repetition penalty")
+    halting = model.method.halting
+    if halting is not None and halting.stops:
+        raise ValueError(
+            f"self-speculation does not combine with tokens that stop thinking below {halting.threshold}; "
+            "the nearest threshold is 0"
+        )
     if draft < 1:
         raise ValueError(f"a draft needs at least 1 token, got {draft}")
     if can_think_ahead(model):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentpt.config import ConfigError, build
+from latentpt.config import ConfigError, build, nearest
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.hub.convert import check_expressible, check_tensors, from_hf, to_hf
 from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES
@@ -59,6 +59,10 @@ _OWN_CLASS = "LatentptForCausalLM"
 OWN_TYPE, REASONER_TYPE = "latentpt", "latentpt_reasoner"
 """Types of exported models: thinking inside positions, and fine-tuned to reason in latents; of those the plain model is read."""
 _TIED = ("decoder.head.weight",)
+EXPORTED = (
+    "latent", "latent_mixture", "pause", "loop", "ponder", "ponder_hidden", "sequential_hidden_decoding",
+)  # fmt: skip
+"""Methods with latent slots that the modeling file thinks by."""
 
 
 # ------------------------------------------------------------------------------------------------------ reading
@@ -199,6 +203,11 @@ def _stock(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _with_modeling_file(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights of LatentptForCausalLM; the entry `latentpt` is for reading it back here."""
     size, thoughts, method = model.config, model.thoughts, model.method
+    if method.slots > 1 and thoughts.method not in EXPORTED:
+        raise ConfigError(
+            f"thoughts.method = {thoughts.method} has no export yet; the nearest method that has is "
+            f"{nearest(thoughts.method, EXPORTED)}"
+        )
     config = {
         "model_type": "latentpt",
         "architectures": [_OWN_CLASS],

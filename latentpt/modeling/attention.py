@@ -7,6 +7,7 @@ paper's visibility and needs no mask.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ def _flash_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor], None]
+
+HIDDEN = -2000.0
+"""Log-weight of keys that nobody sees: its exponential is 0, and half precision still holds it."""
 
 BACKENDS: dict[str, CausalAttention] = {"sdpa": _sdpa_causal, "flash": _flash_causal}
 """Causal attention of q [B, H, n, D] and k, v [B, H_kv, n, D]; every other visibility goes through merge.py."""
@@ -67,6 +71,10 @@ class View(NamedTuple):
     """Keys and values [B, H_kv, n, D] into which the set's own are written before anybody looks."""
     place: slice = slice(0)
     """Where in the cache."""
+    rows: Tensor | None = None
+    """Which rows of the cache the set has, int64; None: all."""
+    log_weights: Tensor | None = None
+    """What is added to the attention logits of the set's own keys, [B, L, S]; keys from elsewhere bring theirs."""
 
 
 class Injection(nn.Module):
@@ -137,7 +145,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend from the read slots of x [B, L, S, d]; returns [B, L, R, d] and the set's keys and values [B, H_kv, L*S, D].
 
-        `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D].
+        `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D]. With log-weights heads are D + 1 wide, see `weighed`.
         """
         *turning, v = self.qkv(x, read)
         heads = [self.qkv.heads, self.qkv.kv_heads]
@@ -148,21 +156,28 @@ class Attention(nn.Module):
         if angles is not None:
             turning = [rotate(part, angles) for part in turning]
         q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+        if view.log_weights is not None:
+            q, k, v = weighed(q, k, v, view.log_weights)
         if watch is not None:
             watch(q, k)
         k, v = (part.flatten(1, 2).transpose(1, 2) for part in (k, v))
-        seen_k, seen_v = k, v
+        seen_k, seen_v, rows = k, v, view.rows
         if view.cache is not None:
             seen_k, seen_v = view.cache
-            seen_k[:, :, view.place], seen_v[:, :, view.place] = k, v
+            whose = slice(None) if rows is None else rows
+            seen_k[whose, :, view.place], seen_v[whose, :, view.place] = k, v
         if q.shape[2] == 0:
             return x[:, :, read], (k, v)
         attended = []
         for slots, own, others in view.groups:
-            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], relation, mask) for c, relation, mask in own]
-            rows = q[:, :, slots]
-            found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
-            attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
+            blocks = [
+                KeyBlock(_of(rows, seen_k[:, :, c]), _of(rows, seen_v[:, :, c]), relation, mask)
+                for c, relation, mask in own
+            ]
+            asking = q[:, :, slots]
+            found = self.attend(asking.flatten(1, 2).transpose(1, 2), [*blocks, *others])
+            found = found[..., : self.qkv.width].transpose(1, 2)
+            attended.append(found.flatten(2).unflatten(1, (-1, asking.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
@@ -170,3 +185,21 @@ class Attention(nn.Module):
         if len(blocks) == 1 and blocks[0].relation is Relation.CAUSAL and blocks[0].mask is None:
             return self.causal(q, blocks[0].k, blocks[0].v)
         return attend_blocks(q, blocks)
+
+
+def weighed(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads one wider, with which plain attention adds log_weights [B, L, S] to the logits of their keys.
+
+    q [B, L, R, H, D], k and v [B, L, S, H_kv, D] -> the same with D + 1: q . k / sqrt(D) + log w is one product when the
+    last number of a key is log w and that of a query undoes the scale, so that nothing but the width of heads changes
+    for any way to attend (PonderLM-3's extra column, arXiv 2603.02023).
+    """
+    width = q.shape[-1]
+    root = math.sqrt(width + 1)
+    q = F.pad(q * (root / math.sqrt(width)), (0, 1), value=root)
+    column = log_weights.to(k.dtype)[..., None, None].expand(*k.shape[:-1], 1)
+    return q, torch.cat([k, column], dim=-1), F.pad(v, (0, 1))
+
+
+def _of(rows: Tensor | None, x: Tensor) -> Tensor:
+    return x if rows is None else x[rows]

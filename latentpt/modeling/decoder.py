@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from latentpt.modeling.attention import Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import linear_cross_entropy
+from latentpt.modeling.loss import nats_of_rows
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -99,11 +99,12 @@ class Head(Linear):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits [.., V], or with targets the summed cross-entropy in nats."""
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, by_row: bool = False) -> Any:
+        """Logits [.., V], or with targets the summed cross-entropy in nats, `by_row` also that of every row [M], detached."""
         if targets is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten())
+        nats = nats_of_rows(hidden.flatten(0, -2), self.weight, targets.flatten())
+        return nats if by_row else nats[0]
 
 
 class Decoder(nn.Module):

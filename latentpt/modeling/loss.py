@@ -26,6 +26,13 @@ def linear_cross_entropy(
     it is computed chunk by chunk in the same sweep, so that each chunk's logits are made once (three matrix
     products a chunk, none repeated); the weight's gradient is summed in float32.
     """
+    return nats_of_rows(hidden, weight, targets, chunk_rows)[0]
+
+
+def nats_of_rows(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and the nats of every row [M], 0 where the target is -100; these carry no gradient."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -33,16 +40,19 @@ def linear_cross_entropy(
         hidden, weight = hidden.detach(), weight.detach()
     with torch.autocast(hidden.device.type, enabled=False):
         if dispatch.wanted(hidden):
-            return latentpt_kernels.linear_cross_entropy(hidden, weight, targets, IGNORE)
-        return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows)
+            return latentpt_kernels.nats_of_rows(hidden, weight, targets, IGNORE)
+        found: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows)
+        return found
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        nats = hidden.new_empty(hidden.shape[0], dtype=wide)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         # The same buffers serve every chunk: fresh ones take the system as long to map as their numbers to compute.
@@ -60,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             top, target = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked)
             exponentials = logits.sub_(top).exp_()
             total = exponentials.sum(dim=-1, keepdim=True)
-            loss += ((total.log() + top - target) * counted).sum()
+            nats[rows] = ((total.log() + top - target) * counted)[:, 0]
             if grad_hidden is None and grad_weight is None:
                 continue
             # d loss / d logits = softmax(logits) - onehot(target), in place of the logits
@@ -73,11 +83,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _add_product(grad_weight, delta.T, hidden[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return loss
+        ctx.mark_non_differentiable(nats)
+        return nats.sum(), nats
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
+        grad, _ = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place, since nobody else holds them; autograd refuses a second backward through the same graph.
         if grad_hidden is not None:

@@ -90,6 +90,16 @@ class ThoughtsConfig(Section):
     plain_prefix: bool = True
     """Method fbt: in training a random share of each document, from its first token on, reads plain embeddings."""
 
+    # How many thoughts a token needs: alcot, ponder3.
+    threshold: float = 0.0
+    """Methods alcot and ponder3: a token stops thinking where less than this share of it would go on, in training and after;
+    0 stops none. A trained model takes any other (`--threshold`)."""
+    thought_price: float = 0.01
+    """Methods alcot and ponder3: nats that the loss pays for a thought of a token, times W; more stops tokens earlier."""
+    correctness: float | None = None
+    """Methods alcot and ponder3: the price is paid in proportion to this power of the probability of the right token, so
+    that tokens which are not known may think; null means the method's own: 1 for alcot, 0 (all pay alike) for ponder3."""
+
     @model_validator(mode="after")
     def _check(self) -> ThoughtsConfig:
         if self.num_thoughts < 0:
@@ -137,6 +147,11 @@ class ThoughtsConfig(Section):
             )
         if self.residual_target is not None and self.residual_target <= 0:
             raise ValueError(f"thoughts.residual_target must be null or positive, got {self.residual_target}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"thoughts.threshold must lie between 0 and 1, got {self.threshold}")
+        for name in ("thought_price", "correctness"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"thoughts.{name} must be 0 or more, got {getattr(self, name)}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"thoughts.top_k must be null or at least 1, got {self.top_k}")
         if self.method == "vanilla" and self.num_thoughts:

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.decoder import Decoder, Ran
 from latentpt.modeling.rotary import Rotary
+from latentpt.thoughts.halting import Halting
 from latentpt.thoughts.method import ThoughtMethod, Tokens
 from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
 from latentpt.thoughts.sight import Sight, joined
@@ -51,6 +53,9 @@ class Watch:
         """Asked after every sweep: whether those between it and the last one may be left out."""
         return False
 
+    def weighed(self, step: Step, log_weights: Tensor) -> None:
+        """Log-weights [B, L, n] of the cells of a step that is about to run, see `latentpt.thoughts.halting`."""
+
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """A step's inputs [B, L, n, d] and the streams [B, L, R, d] of the columns that are read."""
 
@@ -67,6 +72,13 @@ class Outcome(NamedTuple):
     """Layer by layer, if somebody sees them later."""
     states: Tensor | None
     """States [B, L, f, d] of the columns that feed others."""
+    records: Tensor | None = None
+    """Its cells' records [B, L, n, r], where tokens think different numbers of slots."""
+
+    def records_of(self, columns: slice) -> Tensor:
+        """Records of some columns."""
+        assert self.records is not None
+        return self.records[:, :, columns]
 
     def inputs_of(self, columns: slice) -> Tensor:
         """What some columns read."""
@@ -124,13 +136,15 @@ class Outcomes(dict[int, Outcome]):
         return k[:, :, column::count], v[:, :, column::count]
 
 
-class Streams(NamedTuple):
+class Prediction(NamedTuple):
     """What is read off a sweep."""
 
-    x: Tensor
-    """Streams [B, L, d] of the slot that predicts, before the final norm."""
+    hidden: Tensor
+    """State [B, L, d] that predicts, after the final norm."""
     weight: float
     """Factor on its nats in the loss."""
+    slot_weights: Tensor | None = None
+    """W(t, s) of the slots in use, [B, L, n], where tokens think different numbers of them."""
 
 
 def execute(
@@ -140,7 +154,7 @@ def execute(
     plan: Plan,
     state: State | None = None,
     watch: Watch | None = None,
-) -> list[Streams]:
+) -> list[Prediction]:
     """Run a plan over tokens [B, L] that follow the state, which grows by them.
 
     Returns what is read off every sweep that the loss counts; the last sweep's streams come last.
@@ -152,9 +166,14 @@ def execute(
         read.append(_Walk(decoder, method, part, stretch, state, watch or Watch()).run())
     if len(read) == 1:
         return read[0]
-    return [
-        Streams(torch.cat([x for x, _ in same], dim=1), same[0].weight) for same in zip(*read, strict=True)
-    ]
+    return [_joined(same) for same in zip(*read, strict=True)]
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """What was read off one sweep in several stretches."""
+    weights = [part.slot_weights for part in parts if part.slot_weights is not None]
+    hidden = torch.cat([part.hidden for part in parts], dim=1)
+    return Prediction(hidden, parts[0].weight, torch.cat(weights, dim=1) if weights else None)
 
 
 class _Walk:
@@ -171,12 +190,13 @@ class _Walk:
     ) -> None:
         self.decoder, self.method, self.tokens = decoder, method, tokens
         self.stretch, self.state, self.watch = stretch, state, watch
+        self.halting = method.halting if stretch.traits.mixes else None
         self.angles = decoder.angles(tokens.positions)
         self.outcomes = Outcomes()
         self.outcomes[EMBEDDING.number] = Outcome(EMBEDDING, tokens.embeds, tokens.embeds, [], None)
         self.sight = Sight(stretch, state, tokens, self.outcomes.keys_values)
 
-    def run(self) -> list[Streams]:
+    def run(self) -> list[Prediction]:
         """All steps in order; what is read, and the state grown."""
         self.watch.begin(self.stretch, self.state.positions)
         index = 0
@@ -190,7 +210,7 @@ class _Walk:
             for done in step.done:
                 del self.outcomes[done]
             index = self.following(index)
-        read = [Streams(self.predicting(slots), weight) for slots, weight in self.stretch.readings]
+        read = [self.reading(slots, weight) for slots, weight in self.stretch.readings]
         self.grow()
         return read
 
@@ -211,20 +231,58 @@ class _Walk:
         return last
 
     def step(self, step: Step) -> Outcome:
-        """Run one step."""
-        u, memory = self.inputs(step)
+        """Run one step, in a cache for those rows alone whose token thinks it."""
+        u, memory, records = self.inputs(step)
+        weights = None if records is None else records[..., 0]
+        if weights is not None:
+            self.watch.weighed(step, weights)
+        rows = None if weights is None else self.going_on(weights)
+        if rows is None:
+            ran = self.run_layers(step, u, memory, weights)
+        else:
+            x = u.new_zeros(*u.shape[:2], len(step.read), u.shape[-1])
+            ran = Ran(x, [], None)
+            if len(rows):
+                x[rows] = self.run_layers(step, u, memory, weights, rows).x
+        self.watch.ran(step, u, ran.x)
+        return Outcome(step, u, ran.x, ran.keys_values, self.states(step, ran, memory), records)
+
+    def going_on(self, log_weights: Tensor) -> Tensor | None:
+        """The rows [b] whose token thinks a cell [B, 1, 1] of a cache; None: all of them, or nobody may stop.
+
+        The one place where the host waits for what was thought.
+        """
+        if self.halting is None or not self.halting.stops or not self.sight.in_place:
+            return None
+        rows = (log_weights[:, 0, 0] > HIDDEN).nonzero()[:, 0]
+        return None if len(rows) == len(log_weights) else rows
+
+    def run_layers(
+        self,
+        step: Step,
+        u: Tensor,
+        memory: Tensor | None,
+        weights: Tensor | None,
+        rows: Tensor | None = None,
+    ) -> Ran:
+        """Run a step's layers over its inputs, all rows or some."""
+        angles, keys = self.angles_of(step), None
+        if weights is not None and self.halting is not None and self.stretch.traits.weighed:
+            keys = self.halting.key_weights(weights)
+        if rows is not None:
+            u, (memory, keys) = u[rows], (None if x is None else x[rows] for x in (memory, keys))
+            if angles is not None and self.tokens.positions.dim() > 1:
+                angles = Rotary(*(angle[rows] for angle in angles))
         layers, everything = range(*step.layers), range(len(step.columns))
         read = None if step.read == everything else slice(step.read.start, step.read.stop)
-        inner = self.sight.of(step, everything)
-        outer = inner if read is None else self.sight.of(step, step.read)
+        inner = self.sight.of(step, everything, keys, rows)
+        outer = inner if read is None else self.sight.of(step, step.read, keys, rows)
         views = [(outer if layer == layers[-1] else inner)(layer) for layer in layers]
-        ran = self.decoder.run(
-            u, self.angles_of(step), views, layers.start, read, step.keep and not self.sight.in_place,
+        return self.decoder.run(
+            u, angles, views, layers.start, read, step.keep and not self.sight.in_place,
             self.stretch.traits.tap if step.feeds else None, self.method.injections, memory,
             None if type(self.watch).attended is Watch.attended else lambda *seen: self.watch.attended(step, *seen),
         )  # fmt: skip
-        self.watch.ran(step, u, ran.x)
-        return Outcome(step, u, ran.x, ran.keys_values, self.states(step, ran, memory))
 
     def states(self, step: Step, ran: Ran, memory: Tensor | None) -> Tensor | None:
         """What those are fed who are fed by cells of a step."""
@@ -247,11 +305,14 @@ class _Walk:
 
     # ------------------------------------------------------------------------------------------ inputs
 
-    def inputs(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """What the cells of a step read, and what they are fed, [B, L, n, d] each; None if nothing is there."""
+    def inputs(self, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the cells of a step read, what they are fed, [B, L, n, d] each, and their records [B, L, n, r].
+
+        None stands for what nobody asks for or what is not there.
+        """
         if step.layers[0] == self.stretch.traits.span[1]:
-            return self.outcomes.gather(step.base, Outcome.stream_of), None
-        pieces, memories = [], []
+            return self.outcomes.gather(step.base, Outcome.stream_of), None, None
+        pieces, memories, records = [], [], []
         for columns in _alike(step):
             first = columns[0]
             tokens = self.tokens.at(slice(step.columns[first].first, None, step.columns[first].every))
@@ -270,10 +331,21 @@ class _Walk:
                 u = self.watch.inject(step, slots, u)
             pieces.append(u)
             memories.append(None if before is None or before.known is False else before.states)
-        if not self.method.remembers or all(memory is None for memory in memories):
-            return _cat(pieces, 2), None
-        pairs = zip(pieces, memories, strict=True)
-        return _cat(pieces, 2), _cat([torch.zeros_like(u) if m is None else m for u, m in pairs], 2)
+            if self.halting is not None:
+                records.append(self.records(self.halting, slots, before, u))
+        u, memory = _cat(pieces, 2), None
+        if self.method.remembers and any(m is not None for m in memories):
+            pairs = zip(pieces, memories, strict=True)
+            memory = _cat([torch.zeros_like(piece) if m is None else m for piece, m in pairs], 2)
+        return u, memory, _cat(records, 2) if records else None
+
+    def records(self, halting: Halting, slots: range, before: Before | None, u: Tensor) -> Tensor:
+        """Records [B, L, n, r] of cells that read u: zero in slot 0, where every token begins."""
+        if before is None or slots[0] == 0:
+            wide = torch.promote_types(u.dtype, torch.float32)
+            return u.new_zeros(*u.shape[:3], halting.size, dtype=wide)
+        found: Tensor = halting(self.decoder, slots, before)
+        return found
 
     def before(self, step: Step, columns: range, fed: Sequence[Fed]) -> Before:
         """The cells that some columns are fed by, all from the same place before."""
@@ -283,7 +355,9 @@ class _Walk:
         sources = [f.source for f in fed]
         if None in sources:
             return Before(*(part[:, :, None] for part in self.state.last[fed[0].feed.slot]))
-        return Before(*(self.outcomes.gather(sources, of) for of in (Outcome.inputs_of, Outcome.state_of)))
+        inputs, states = (self.outcomes.gather(sources, of) for of in (Outcome.inputs_of, Outcome.state_of))
+        records = None if self.halting is None else self.outcomes.gather(sources, Outcome.records_of)
+        return Before(inputs, states, records=records)
 
     def cell_before(self, step: Step, column: Column, fed: Fed) -> Before:
         """The cells of the positions before a column, zero where there are none: [B, L, 1, d] each."""
@@ -326,6 +400,18 @@ class _Walk:
         return documents != torch.cat([before, documents[:, :-1]], dim=1)
 
     # ------------------------------------------------------------------------------------------ what is left
+
+    def reading(self, slots: tuple[Source, ...], weight: float) -> Prediction:
+        """What is read off a sweep: the state of the slot that predicts, or the mixture of all slots' states."""
+        if self.halting is None or len(slots) == 1:
+            return Prediction(self.decoder.norm(self.predicting(slots)), weight)
+        states = self.decoder.norm(self.outcomes.gather(slots, Outcome.stream_of))
+        weights = self.outcomes.gather(slots, Outcome.records_of)[..., 0].exp()
+        if self.tokens.alive is not None:
+            index = torch.arange(len(slots), device=weights.device)
+            weights = weights * (index < self.tokens.alive[..., None])
+        shares = self.halting.shares(weights)
+        return Prediction((shares[..., None] * states).sum(2).to(states.dtype), weight, weights)
 
     def predicting(self, slots: tuple[Source, ...]) -> Tensor:
         """Streams [B, L, d] of the slot that predicts: the last one, or each token's last that is thought."""
@@ -374,7 +460,7 @@ def _alike(step: Step) -> list[range]:
 
 def _together(cells: Sequence[Before]) -> Before:
     """What several columns are fed from earlier positions."""
-    inputs, states = (torch.cat([before[part] for before in cells], dim=2) for part in (0, 1))
+    inputs, states = (torch.cat(list(parts), dim=2) for parts in zip(*(b[:2] for b in cells), strict=True))
     known = [torch.as_tensor(b.known, device=states.device).expand_as(b.states[..., :1]) for b in cells]
     return Before(inputs, states, torch.cat(known, dim=2))
 

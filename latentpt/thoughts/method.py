@@ -15,6 +15,7 @@ from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
 from latentpt.thoughts.chance import Chance
 from latentpt.thoughts.config import Span, ThoughtsConfig, layers_of
+from latentpt.thoughts.halting import Confidence, Halting
 from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
 from latentpt.thoughts.state import Before
@@ -81,6 +82,8 @@ class ThoughtMethod(nn.Module):
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
     injections: nn.ModuleList | None
     """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
+    halting: Halting | None
+    """How many slots each token thinks, where that differs."""
     draws = False
     """Whether the forward of a training step draws random numbers, see `thoughts.chance`."""
     default_scale: float | None = 2.5
@@ -94,7 +97,7 @@ class ThoughtMethod(nn.Module):
         """Raises ConfigError where the configuration asks for what the method or the model does not have."""
         super().__init__()
         self.config = config
-        self.injections = None  # as a class attribute it would hide the modules of a subclass
+        self.injections = self.halting = None  # as class attributes they would hide the modules of a subclass
         self.width, self.layers = model.hidden_size, model.num_layers
         if self.one_slot and config.num_thoughts:
             raise ConfigError(
@@ -135,7 +138,34 @@ class ThoughtMethod(nn.Module):
 
     def traits(self, slots: int | None = None) -> Traits:
         """What a plan is made for, with `slots` slots in use (None: all)."""
-        return Traits(self.visibility, self.feeds(slots or self.slots), self.layers, self.span, self.tap)
+        slots = slots or self.slots
+        halting = self.halting if slots > 1 else None
+        weighed = halting is not None and (halting.weighs or halting.stops)
+        return Traits(
+            self.visibility,
+            self.feeds(slots),
+            self.layers,
+            self.span,
+            self.tap,
+            mixes=halting is not None,
+            weighed=weighed,
+        )
+
+    def stop_below(self, threshold: float) -> None:
+        """From now on tokens stop thinking where their weight falls below `threshold`, a share; 0: nowhere.
+
+        A method with a router has its own weights, any other goes by the confidence of slot 0 (`halting.Confidence`).
+        Raises ConfigError for a method that does neither.
+        """
+        if self.halting is None:
+            normed = self.feedback and type(self).states is ThoughtMethod.states
+            if self.slots == 1 or not self.whole or not normed:
+                raise ConfigError(
+                    f"thoughts.method = {self.config.method} has no thoughts that a token could leave out by its first "
+                    "state; the nearest method that has is latent"
+                )
+            self.halting = Confidence()
+        self.halting.threshold = threshold
 
     @property
     def embed_scale(self) -> float:

@@ -14,7 +14,7 @@ from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.chance import make_chance
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.documents import document_positions
-from latentpt.thoughts.execute import Streams, Watch, execute
+from latentpt.thoughts.execute import Prediction, Watch, execute
 from latentpt.thoughts.method import Tokens
 from latentpt.thoughts.plan import PlanError, compile_plan
 from latentpt.thoughts.registry import make_method
@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
         schedule: Schedule | None = None,
         state: State | None = None,
         watch: Watch | None = None,
-    ) -> list[Streams]:
+    ) -> list[Prediction]:
         """Run a schedule over tokens that follow the state, which grows by them; see `latentpt.thoughts.execute`.
 
         Raises PlanError if the schedule needs what nobody provides, or does not go on from this state.
@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         `state` is what came before, and grows by these tokens; for `documents` and `alive` see `tokens`.
         """
         tokens = self.tokens(input_ids, 0 if state is None else state.positions, documents, alive)
-        return self.decoder.norm(self.read(tokens, schedule, state, watch)[-1].x)
+        return self.read(tokens, schedule, state, watch)[-1].hidden
 
     def forward(
         self,
@@ -147,21 +147,28 @@ class LanguageModel(nn.Module):
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
         Positions whose target is -100 carry no loss. The loss is the nats, summed over targets and the sweeps that the
-        schedule weighs, over `target_count` (None: the number of targets, at least 1). `watch` looks on; `documents`
-        [B, L], the number of each token's document, keeps documents apart.
+        schedule weighs, and the price of the thoughts where the method has one, over `target_count` (None: the number of
+        targets, at least 1). `watch` looks on; `documents` [B, L], the number of each token's document, keeps documents apart.
         """
         key = None if schedule is None else schedule.key
-        streams = self.read(self.tokens(input_ids, documents=documents, key=key), schedule, watch=watch)
-        hidden = [(self.decoder.norm(x), weight) for x, weight in streams]
+        read = self.read(self.tokens(input_ids, documents=documents, key=key), schedule, watch=watch)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
-            nats = [weight * self.decoder.head(h, targets) for h, weight in hidden if weight]
+            nats = [one.weight * self._nats(one, targets) for one in read if one.weight]
             count = (targets != IGNORE).sum().clamp(min=1) if target_count is None else target_count
             loss = torch.stack(nats).sum() / count
-        logits = self.decoder.head(hidden[-1][0]) if return_logits else None
+        logits = self.decoder.head(read[-1].hidden) if return_logits else None
         return ModelOutput(loss, logits)
+
+    def _nats(self, read: Prediction, targets: Tensor) -> Tensor:
+        """Summed nats of one sweep's predictions, and what the method adds to them."""
+        halting, weights = self.method.halting, read.slot_weights
+        if halting is None or weights is None or not halting.price:
+            return self.decoder.head(read.hidden, targets)
+        total, each = self.decoder.head(read.hidden, targets, by_row=True)
+        return total + halting.penalty(weights, each, targets)
 
     def _check_fits(self, positions: int) -> None:
         if self.config.positions == "learned" and positions > self.config.max_positions:

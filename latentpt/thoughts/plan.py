@@ -64,6 +64,10 @@ class Traits(NamedTuple):
     """Layers that are run again; those before run once on the token slot, those after once on the slot that predicts."""
     tap: int | None = None
     """States are the stream before this layer; None: the stream at the end of the span."""
+    mixes: bool = False
+    """Whether all slots predict together, each with a share of its token."""
+    weighed: bool = False
+    """Whether keys carry the log-weight of their cell, in a column of their own."""
 
     @property
     def slots(self) -> int:
@@ -262,7 +266,8 @@ def compile_stretch(
                 layout.add(
                     (Column(0, 1, sweep.slots - 1),), (stop, traits.layers), number, refines, sweep.grad
                 )
-            slots = range(0 if read_all and not suffix else sweep.slots - 1, sweep.slots)
+            everything = (read_all or traits.mixes) and not suffix
+            slots = range(0 if everything else sweep.slots - 1, sweep.slots)
             readings.append(Reading(tuple(layout.whole(traits.layers, slot) for slot in slots), weight))
     leaves = {feed.slot for feed in traits.feeds if feed is not None and feed.back}
     left = tuple((slot, -1, layout.whole(*layout.place(slot))) for slot in leaves)

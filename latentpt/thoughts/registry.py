@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latentpt.config import ConfigError, nearest
 from latentpt.modeling.config import ModelConfig
+from latentpt.thoughts.adaptive import Alcot, Ponder3
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.dual_slot import DualSlot
 from latentpt.thoughts.full_bandwidth import FullBandwidth
@@ -37,6 +38,8 @@ METHODS: dict[str, type[ThoughtMethod]] = {
     "lrt": LatentRecurrent,
     "fbt": FullBandwidth,
     "t2mlr": MiddleRecurrence,
+    "alcot": Alcot,
+    "ponder3": Ponder3,
 }
 
 

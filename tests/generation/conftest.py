@@ -9,6 +9,8 @@ from tests.conftest import thinking, tiny_model
 
 OPTIONS = {
     "latent_mixture": [{}, {"top_k": 5}],
+    "alcot": [{}, {"threshold": 0.8}],
+    "ponder3": [{}, {"threshold": 0.4}],
     "latent": [{}, {"span": "middle"}],
     "dual_slot": [{}, {"injection": "norm"}],
     "smear": [{}, {"span": "all"}],

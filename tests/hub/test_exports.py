@@ -16,9 +16,7 @@ from latentpt.thoughts.registry import METHODS
 from tests.conftest import thinking, tiny_ids, tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
-THINKING = [
-    "latent", "latent_mixture", "pause", "loop", "ponder", "ponder_hidden", "sequential_hidden_decoding",
-]  # fmt: skip
+THINKING = folders.EXPORTED
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10]]
 
 
@@ -59,6 +57,14 @@ def test_every_method_thinks_the_same_in_transformers(tmp_path, family, method, 
         assert generate_there(there, PROMPTS, 6) == generate(model, PROMPTS, 6)
     again = load_folder(tmp_path / "hf")
     assert torch.equal(again(ids).logits, model(ids).logits) and again.thoughts == model.thoughts
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"vanilla", *folders.EXPORTED}))
+def test_a_method_that_the_modeling_file_does_not_know_is_refused(tmp_path, method):
+    model = tiny_model("llama", torch.float32, method=method, num_thoughts=1)
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} has no export yet; the nearest"):
+        export_folder(model, tmp_path / "hf")
+    assert not list(tmp_path.glob("hf*"))
 
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"cumulative": True}], ids=str)

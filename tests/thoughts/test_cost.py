@@ -96,6 +96,10 @@ CASES = {
     "t2mlr": {"method": "t2mlr", "refinements": 2},
     "t2mlr-truncated": {"method": "t2mlr", "refinements": 4, "bptt_passes": 2},
     "t2mlr-all": {"method": "t2mlr", "refinements": 1, "span": "all"},
+    "alcot": {"method": "alcot", "num_thoughts": 2},
+    "alcot-stops": {"method": "alcot", "num_thoughts": 2, "threshold": 0.8},
+    "ponder3": {"method": "ponder3", "num_thoughts": 2, "refinements": 1},
+    "ponder3-stops-sequential": {"method": "ponder3", "num_thoughts": 1, "threshold": 0.4, "solver": "sequential"},
     "hidden-decoding": {"method": "sequential_hidden_decoding", "num_thoughts": 2},
 }  # fmt: skip
 
