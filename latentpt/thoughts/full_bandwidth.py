@@ -39,6 +39,7 @@ class FullBandwidth(CarryMethod):
     def initialize(self, seed: int) -> None:
         """Standard deviation 1 / sqrt(inputs), as published; or, for `add`, zero."""
         for name, module in self.named_children():
+            assert isinstance(module, Linear)
             zero = self.config.zero_init and self.config.fusion == "add"
             fill_uniform(module, 0.0 if zero else math.sqrt(3 / module.weight.shape[1]), seed, f"fbt.{name}")
 
