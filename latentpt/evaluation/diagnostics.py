@@ -83,6 +83,8 @@ class Diagnostics:
     """||h - h_exact|| / ||h_exact|| of the predicting slot, mean over rows, by position."""
     attention: list[float]
     """Attention mass on latent slots, mean over heads, rows and positions, by layer."""
+    first_layer: int
+    """The layer of the first of these: where the span begins that latents run through."""
     latent_share: float
     """Share of latent slots among what is seen: the attention's mass if it did not care."""
 
@@ -190,6 +192,7 @@ def diagnose_batches(
         collapse=[collapse_of(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
         residual=_residual(model, inputs, end_token),
         attention=seen.attention() if thoughts else [],
+        first_layer=model.method.span[0],
         latent_share=share / slots_seen,
     )
 

@@ -136,7 +136,7 @@ def test_the_page_says_on_how_much_and_which_layers_and_what_is_chance():
     assert "books (data/books), checkpoint of step 7: 4 samples of 8 tokens, 32 predictions" in page
     assert "3 samples, 24 latents of each slot" in page and "the mean of 3 samples" in page
     assert ">layer 0</text>" in page and ">layer 1</text>" in page
-    row = next(line for line in page.splitlines() if "latents replaced: mean" in line)
+    row = next(line for line in page.splitlines() if "states replaced: mean" in line)
     assert "+0.0100</td><td>0.0200</td><td>cannot tell" in row
     assert "cannot tell" not in next(line for line in page.splitlines() if "only 0 of the thoughts" in line)
 
