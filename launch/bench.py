@@ -18,6 +18,7 @@ from pathlib import Path
 
 from latentpt.config import ConfigError, require_at_least
 from latentpt.run import load_run_config
+from latentpt.run.exits import exit_code
 
 
 def main() -> int:
@@ -69,35 +70,35 @@ def main() -> int:
         "--reference", type=Path, metavar="DIR", help="checkout of the published code to measure beside ours"
     )
     arguments = parser.parse_intermixed_args()
-    try:
-        require_at_least(
-            arguments,
-            devices=1,
-            memory=0.1,
-            tflops=0.001,
-            rows=1,
-            samples=1,
-            repeats=1,
-            threads=1,
-            decode=1,
-            prompt_tokens=1,
-        )
-        if (arguments.run is None) != (arguments.thresholds is None):
-            raise ConfigError("--run and --thresholds belong together; everything else measures a --config")
-        if arguments.run is not None:
-            thresholds(arguments)
-            return 0
-        config = load_run_config(arguments.config, arguments.overrides)
-        if arguments.estimate:
-            from latentpt.benchmark.estimate import report
+    return exit_code(lambda: bench(arguments))
 
-            print(report(config, arguments.devices, arguments.memory, arguments.tflops))
-            return 0
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure or estimate."""
+    require_at_least(
+        arguments,
+        devices=1,
+        memory=0.1,
+        tflops=0.001,
+        rows=1,
+        samples=1,
+        repeats=1,
+        threads=1,
+        decode=1,
+        prompt_tokens=1,
+    )
+    if (arguments.run is None) != (arguments.thresholds is None):
+        raise ConfigError("--run and --thresholds belong together; everything else measures a --config")
+    if arguments.run is not None:
+        thresholds(arguments)
+        return
+    config = load_run_config(arguments.config, arguments.overrides)
+    if arguments.estimate:
+        from latentpt.benchmark.estimate import report
+
+        print(report(config, arguments.devices, arguments.memory, arguments.tflops))
+    else:
         (measure if arguments.decode is None else decode)(config, arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def measure(config, arguments) -> None:

@@ -1,6 +1,7 @@
 """Write a model as a Hugging Face folder.
 
     python launch/export.py --run runs/X --output hf/
+    python launch/export.py --run runs/FINETUNED --output hf/       its best checkpoint, latents and all
     python launch/export.py --model stories260K.bin --output hf/
 
 A model without latent slots loads as its family's stock class; any other brings its own modeling file and loads with
@@ -10,8 +11,7 @@ AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 import argparse
 import sys
 
-from latentpt.config import ConfigError
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -35,14 +35,14 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    try:
+
+    def export() -> None:
+        from latentpt.finetuning import commands
         from latentpt.hub.publish import publish
 
-        print(publish(args))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(commands.publish(args) if commands.is_finetuned(args) else publish(args))
+
+    return exit_code(export)
 
 
 if __name__ == "__main__":

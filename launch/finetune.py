@@ -13,12 +13,12 @@ saved after the current step, with exit code 0. The best checkpoint lies in FOLD
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError, describe, load_config, require_at_least, to_yaml
-from latentpt.data.errors import DataError
+from latentpt.run.command import add_training_arguments, asked_start
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -51,75 +51,66 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, default=200, metavar="N", help="questions of --report (default 200)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override an option")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and exit"
-    )
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--resume", action="store_true", help="go on from a checkpoint; an error if there is none"
-    )
-    start.add_argument(
-        "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
-    )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
+    add_training_arguments(parser)
     return parser.parse_intermixed_args()
 
 
 def use(asked: argparse.Namespace) -> str:
     """--ask and --export."""
-    from latentpt.finetuning.use import ask, measure, publish
+    from latentpt.finetuning.use import ask, measure, open_reasoner, publish, sentence
 
     require_at_least(asked, max_new_tokens=1)
     if asked.export is not None:
         if asked.output is None:
             raise ConfigError("--export needs --output, a folder that does not exist yet")
-        return publish(asked.export, asked.output)
-    if asked.question:
-        return "\n\n".join(ask(asked.ask, asked.question, asked.max_new_tokens))
-    if asked.data is None:
+        return publish(open_reasoner(asked.export), asked.output)
+    if not asked.question and asked.data is None:
         raise ConfigError("--ask needs --question or --data")
-    return measure(asked.ask, asked.data, None, 64, asked.max_new_tokens)
+    opened = open_reasoner(asked.ask)
+    if asked.question:
+        return "\n\n".join(ask(opened, asked.question, asked.max_new_tokens))
+    return sentence(asked.data, measure(opened, asked.data, None, asked.max_new_tokens))
 
 
 def main() -> int:
     asked = arguments()
-    try:
-        if asked.build:
-            from latentpt.finetuning import building
+    return exit_code(lambda: run(asked))
 
-            for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
-                print(path)
-            return 0
-        if asked.ask is not None or asked.export is not None:
-            print(use(asked))
-            return 0
-        if asked.suite is not None:
-            from latentpt.finetuning.suite import SuiteConfig, run_suite
 
-            print(run_suite(load_config(SuiteConfig, asked.suite, asked.overrides), Path(__file__).resolve()))
-            return 0
-        if asked.report is not None:
-            from latentpt.finetuning.report import report
+def run(asked: argparse.Namespace) -> None:
+    """Do what was asked for."""
+    if asked.build:
+        from latentpt.finetuning import building
 
-            require_at_least(asked, rows=2)
-            found, page = report(asked.report, asked.data, asked.rows)
-            print(f"{found.verdict}\n{page}")
-            return 0
-        from latentpt.finetuning.config import load_finetune_config
+        for path in building.build(load_config(building.BuildConfig, None, asked.overrides)):
+            print(path)
+    elif asked.ask is not None or asked.export is not None:
+        print(use(asked))
+    elif asked.suite is not None:
+        from latentpt.finetuning.suite import SuiteConfig, run_suite
 
-        config = load_finetune_config(asked.config, asked.overrides)
-        if asked.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
+        print(run_suite(load_config(SuiteConfig, asked.suite, asked.overrides), Path(__file__).resolve()))
+    elif asked.report is not None:
+        from latentpt.finetuning.report import report
 
-        finetune(config, "resume" if asked.resume else "fresh" if asked.fresh else "auto")
-    except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        require_at_least(asked, rows=2)
+        found, page = report(asked.report, asked.data, asked.rows)
+        print(f"{found.verdict}\n{page}")
+    else:
+        train(asked)
+
+
+def train(asked: argparse.Namespace) -> None:
+    """--config."""
+    from latentpt.finetuning.config import load_finetune_config
+
+    config = load_finetune_config(asked.config, asked.overrides)
+    if asked.print_config:
+        print(to_yaml(config), end="")
+        return
+    from latentpt.finetuning.trainer import finetune  # torch takes seconds to import: not for --help
+
+    finetune(config, asked_start(asked))
 
 
 if __name__ == "__main__":

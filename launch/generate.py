@@ -3,17 +3,22 @@
     python launch/generate.py --run runs/X --prompt 'Once upon a time' --temperature 0.8
     python launch/generate.py --model hf/ --file prompts.jsonl --output texts.jsonl --max-new-tokens 200
     python launch/generate.py --run runs/X                       a conversation, when started on a terminal
+    python launch/generate.py --run runs/FINETUNED --prompt 'a question'     its latents are thought, greedily
 
---file takes one JSON object a line with a "prompt" and perhaps a "seed"; the same lines come out with a "text", and with
---show-thoughts also with "thoughts".
+    echo 'Once upon a time' | python launch/generate.py --run runs/X
+    python launch/generate.py --model stories260K.bin --tokenizer tok512.model --bos --prompt 'Once'
+
+--file takes one JSON object a line with a "prompt" (or "ids") and perhaps a "seed"; the same lines come out in their order
+with a "text", and with --show-thoughts also with "thoughts". Lines are printed as they are found; with --output they lie in
+JSONL.partial until the last one is there, and the same command goes on behind them.
 """
 
 import argparse
-import os
 import sys
+import warnings
 
 from latentpt.config import ConfigError
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -29,7 +34,12 @@ def arguments() -> argparse.Namespace:
     what.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; several are one batch"
     )
+    what.add_argument("--ids", action="append", metavar="IDS",
+                      help="the same as ids between commas, such as 1,403,407; nothing is put before them")  # fmt: skip
     what.add_argument("--file", metavar="JSONL", help="prompts, one JSON object a line")
+    parser.add_argument("--bos", nargs="?", const="", metavar="TOKEN",
+                        help="begin every text with a token, by its text or id (default: the one that the tokenizer "
+                        "names, else the one that ends documents)")  # fmt: skip
     parser.add_argument(
         "--output", metavar="JSONL", help="where --file's results go (default: standard output)"
     )
@@ -74,24 +84,30 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = arguments()
+def generate(args: argparse.Namespace) -> None:
+    """Continue what was asked for."""
     try:
+        from latentpt.finetuning import commands
         from latentpt.generation.command import run
-        from latentpt.generation.text import Writer
+        from latentpt.generation.text import Writer, beginning_token
         from latentpt.hub.source import open_source
 
+        if commands.is_finetuned(args):
+            commands.generate(args)
+            return 0
         source = open_source(args)
-        run(Writer(source.model, source.tokenizer()), args)
-    except (ConfigError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    return 0
+        tokenizer = source.tokenizer()
+        begin = None if args.bos is None else beginning_token(tokenizer, args.bos)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            run(Writer(source.model, tokenizer, begin), args)
+    except ValueError as error:  # options that do not fit the model
+        raise ConfigError(str(error)) from None
+
+
+def main() -> int:
+    args = arguments()
+    return exit_code(lambda: generate(args))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from latentpt.config import ConfigError, require_at_least
-from latentpt.data.errors import DataError
+from latentpt.run.exits import exit_code
 
 
 def main() -> int:
@@ -21,17 +21,12 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=8, help="held-out samples to measure on (default: 8)")
     parser.add_argument("--sweeps", type=int, default=4, help="largest number of refinements (default: 4)")
     arguments = parser.parse_args()
-    try:
-        require_at_least(arguments, samples=1, sweeps=0)
-        measure(arguments)
-    except (ConfigError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: measure(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Load, measure, print."""
+    require_at_least(arguments, samples=1, sweeps=0)
     from latentpt.data.batches import validation_batches
     from latentpt.data.opening import open_validation
     from latentpt.evaluation.solver_error import solver_errors, table
@@ -43,7 +38,11 @@ def measure(arguments: argparse.Namespace) -> None:
     thoughts = config.thoughts
     tokens = tokens.to(next(model.parameters()).device)
     trained_with = f"{thoughts.solver}, K = {thoughts.refinements}, {thoughts.num_thoughts} thoughts"
-    print(table(solver_errors(model, tokens, arguments.sweeps), trained_with))
+    try:
+        errors = solver_errors(model, tokens, arguments.sweeps)
+    except ValueError as error:  # nothing to solve
+        raise ConfigError(str(error)) from None
+    print(table(errors, trained_with))
 
 
 if __name__ == "__main__":

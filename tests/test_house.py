@@ -17,23 +17,26 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LIBRARY = "latentpt"
 
 # room -> the rooms that it may import. Imports run one way:
-# kernels <- modeling <- thoughts <- run <- {training, generation, finetuning, evaluation, hub} <- compare <- launch.
-GROUND = {"config", "cpu", "files", "seeding"}
+# kernels <- modeling <- thoughts <- run <- generation <- evaluation <- hub <- report <- training <- {finetuning, compare} <- launch.
+GROUND = {"config", "cpu", "files", "intervals", "pages", "seeding"}
 CORE = {*GROUND, "modeling", "thoughts"}
 ROOMS_BELOW = {
     "__init__": {"cpu"},
     "config": set(),
     "cpu": {"files"},
     "files": set(),
+    "intervals": set(),
+    "pages": set(),
     "seeding": set(),
     "modeling": GROUND,
     "thoughts": {*GROUND, "modeling"},
     "data": GROUND,
     "run": {*CORE, "data"},
     "generation": {*CORE, "data"},
-    "training": {*CORE, "data", "run"},
+    "training": {*CORE, "data", "run", "report"},
     "evaluation": {*CORE, "data", "run", "generation"},
     "hub": {*CORE, "data", "run", "generation", "evaluation"},
+    "report": {*CORE, "data", "run", "generation", "evaluation", "hub"},
     "finetuning": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
     "benchmark": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},
     "compare": {*CORE, "data", "run", "training", "generation", "evaluation", "hub"},

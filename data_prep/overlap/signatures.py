@@ -105,6 +105,6 @@ def _minhash() -> Any:
         from rensa import RMinHash
     except ImportError:
         raise DataError(
-            "near duplicates need the package rensa; install latentpt[dedup] or say --exact-only"
+            "near duplicates need the package rensa; pip install -c constraints.txt -e '.[dedup]', or say --exact-only"
         ) from None
     return RMinHash

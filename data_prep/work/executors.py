@@ -156,7 +156,9 @@ def _on_ray(function: UnitFunction[Item, Result], items: Sequence[Item], report:
     try:
         import ray
     except ImportError:
-        raise DataError("--executor ray needs the package ray; install latentpt[ray]") from None
+        raise DataError(
+            "--executor ray needs the package ray; pip install -c constraints.txt -e '.[ray]'"
+        ) from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a running cluster
     task = ray.remote(max_retries=-1)(_in_folder)

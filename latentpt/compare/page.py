@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import re
+import time
 
 from latentpt.compare.plan import differences_table, held_equal
 from latentpt.compare.results import Results
-from latentpt.compare.tables import html_table
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --rule: #ddd; --paper: #fff; --head: #f5f5f3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --soft: #a0a0a0; --rule: #3a3a3a; --paper: #17181a; --head: #222427; }
-}
-body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 84rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
-p, li { max-width: 60rem; } p.sub { color: var(--soft); margin: 0 0 1.5rem; }
-ul { padding-left: 1.2rem; margin: .4rem 0 1.6rem; }
-div.wide { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .8rem; }
-th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
-         background: var(--paper); }
-th { background: var(--head); font-weight: 600; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; position: sticky; left: 0; }
-table.texts td { text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere;
-                 font: .8rem/1.45 ui-monospace, monospace; }
-table.texts td:first-child { white-space: nowrap; padding-right: 1rem; }
-img { max-width: min(100%, 72rem); margin: .6rem 0; background: #fff; border-radius: 6px; }
-"""
+from latentpt.pages.document import document, picture, texts
+from latentpt.pages.document import table as table_of
+from latentpt.run import RunFolder
+from latentpt.run.provenance import provenance
 
 
 def page(
@@ -40,11 +19,14 @@ def page(
     """The whole page; every piece of text is escaped, the PNGs are inside under their words."""
     comparison = results.plan.comparison
     seeds = ", ".join(map(str, comparison.seeds))
-    sub = f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}"
+    sub = [
+        f"{len(results.arms)} arms, seeds {seeds}, reference {comparison.reference_arm}",
+        *made_with(results),
+    ]
     first, *others = verdict
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(sub)}</p>',
+        f'<p class="sub">{"<br>".join(map(html.escape, sub))}</p>',
         f'<div class="wide">{table}</div>',
         f"<p>{html.escape(note)}</p>",
         f"<p>{html.escape(first)}</p>",
@@ -53,23 +35,22 @@ def page(
         else "",
         *(picture(words, content) for words, content in pictures.items()),
         "<h2>What differs between the arms</h2>",
-        f'<div class="wide">{html_table(*differences_table(results.plan))}</div>',
+        f'<div class="wide">{table_of(*differences_table(results.plan))}</div>',
         f"<p>{html.escape(held_equal(results.plan))}</p>",
         *generated(results),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, sections))
-        + "\n</body>\n</html>\n"
-    )
+    return document(title, sections)
 
 
-def picture(words: str, content: bytes) -> str:
-    """A PNG inside the page."""
-    source = base64.b64encode(content).decode("ascii")
-    return f'<div><img alt="{html.escape(words)}" src="data:image/png;base64,{source}"></div>'
+def made_with(results: Results) -> list[str]:
+    """When, on what and with what the runs were trained, a line each."""
+    folders = [
+        RunFolder(results.plan.run_folder(arm.name, run.seed)) for arm in results.arms for run in arm.runs
+    ]
+    made = provenance(folders)
+    today = time.strftime("%Y-%m-%d")
+    dates = f"trained {made['trained']}, reported {today}" if "trained" in made else f"reported {today}"
+    return [dates, *(made[name] for name in ("hardware", "versions") if name in made)]
 
 
 def generated(results: Results) -> list[str]:
@@ -80,10 +61,5 @@ def generated(results: Results) -> list[str]:
     lines = ["<h2>Generated text</h2>"]
     for prompt in prompts:
         lines.append(f"<h3>{html.escape(prompt)}</h3>")
-        texts = [(arm.name, arm.runs[0].measured.texts.get(prompt, "")) for arm in results.arms]
-        texts = [(name, re.sub(r"\n\s*\n", "\n", text.strip())) for name, text in texts]
-        rows = "\n".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>" for name, text in texts
-        )
-        lines.append(f'<table class="texts">\n{rows}\n</table>')
+        lines.append(texts((arm.name, arm.runs[0].measured.texts.get(prompt, "")) for arm in results.arms))
     return lines

@@ -16,9 +16,9 @@ from typing import Any
 
 from latentpt.compare.config import UNITS, ComparisonConfig, as_overrides
 from latentpt.compare.match import Use, count_parameters, nearest_size, steps_within
-from latentpt.compare.tables import quantity, text_table
 from latentpt.config import ConfigError, Section, build, differences, load_config, to_yaml
 from latentpt.files import write_text
+from latentpt.pages.tables import quantity, text_table
 from latentpt.run import RunConfig
 from latentpt.thoughts.cost import inference_flops_per_token, training_flops_per_token
 

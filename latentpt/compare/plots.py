@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 
 from latentpt.compare.results import ArmResult, Results
+from latentpt.pages.drawing import COLOURS, STYLE, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
-# Distinguishable for colour-blind readers too (after Okabe and Ito); the reference is black. Once all colours are used
-# they come again with another dash; no two arms share both, and the marker follows the dash.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+# The reference is black. Once all colours are used they come again with another dash; no two arms share both, and the
+# marker follows the dash.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D")
 AXES = {"tokens": "training tokens", "training_flops": "training FLOPs", "seconds": "seconds of training"}
 LOSS = "validation loss (nats per token)"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "legend.frameon": False,
-}
 
 
 class Look(NamedTuple):
@@ -77,16 +61,6 @@ def draw_costs(results: Results, title: str) -> bytes:
         )
         figure.suptitle(title)
         return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a file's bytes; it is closed."""
-    import matplotlib.pyplot as plt
-
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=144)
-    plt.close(figure)
-    return picture.getvalue()
 
 
 def draw_curve(axes: Axes, arm: ArmResult, key: str, look: Look) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from latentpt.compare.config import UNITS
-from latentpt.compare.page import page
+from latentpt.compare.page import made_with, page
 from latentpt.compare.plots import draw_costs, draw_finals
 from latentpt.compare.results import ArmResult, Results
-from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
 from latentpt.files import write_bytes, write_text
+from latentpt.pages.document import table
+from latentpt.pages.tables import markdown_table, quantity, text_table
 
 HEADER = [
     "arm",
@@ -41,9 +42,10 @@ def write_report(results: Results, unigram: float) -> str:
         write_bytes(folder / name, picture)
     note, judged = reading(results, unigram), verdict(results)
     pictures = dict(zip(PICTURES.values(), drawn, strict=True))
-    write_text(folder / "report.html", page(results, title, html_table(HEADER, rows), note, judged, pictures))
+    write_text(folder / "report.html", page(results, title, table(HEADER, rows), note, judged, pictures))
     shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
-    markdown = [f"# {title}", markdown_table(HEADER, rows), note, *judged, *shown]
+    made = "\\\n".join(made_with(results))  # a backslash keeps the lines apart
+    markdown = [f"# {title}", made, markdown_table(HEADER, rows), note, *judged, *shown]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     texts = [
         f"--- {arm.name}: {prompt}{text}"

@@ -43,7 +43,7 @@ def probe_config(comparison: ComparisonConfig, arm: str) -> RunConfig:
     return run.model_copy(
         update={
             "training": run.training.model_copy(update={"stop_at": steps}),
-            "monitor": run.monitor.model_copy(update={"every": 1}),
+            "monitor": run.monitor.model_copy(update={"every": 1, "report": False}),
             "validation": run.validation.model_copy(update={"every": steps + 1}),
             "output": str(comparison.folder / "probes" / arm),
         }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from latentpt.intervals import CONFIDENCE, student_quantile
 
 
 class Estimate(NamedTuple):
@@ -25,18 +24,6 @@ class Estimate(NamedTuple):
 def estimate(values: list[float]) -> Estimate:
     """Mean and sample standard deviation of one value per seed."""
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-
-
-@cache
-def student_quantile(confidence: float, freedom: int) -> float:
-    """The t that a Student variable of `freedom` degrees exceeds in size with probability 1 - confidence.
-
-    With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
-    """
-    angle = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angle) ** (freedom - 1)
-    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(float(np.interp(confidence, below / below[-1], angle)))
 
 
 def smallest_difference(losses: np.ndarray) -> float | None:

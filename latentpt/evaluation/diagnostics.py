@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from latentpt.data.batches import TokenDataset, validation_batches
+from latentpt.evaluation.results import Figures
+from latentpt.evaluation.scoring import sample_losses
+from latentpt.intervals import Mean, ratio_of
 from latentpt.seeding import stream
 from latentpt.thoughts.documents import document_ids
 from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.measure import hidden_states, summed_loss
+from latentpt.thoughts.measure import hidden_states
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.state import Before
@@ -43,18 +46,37 @@ class Collapse(NamedTuple):
     """Root mean square of a latent over that of a token slot's input."""
 
 
+class Changes(NamedTuple):
+    """What becomes of the loss when something about the thoughts is changed, on the same samples."""
+
+    loss: float
+    """Nats per token with the change."""
+    cost: Mean
+    """The change of the loss, a mean over samples of which each is compared with itself."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the change is more than chance: its 95 % interval leaves zero out."""
+        low, high = self.cost.interval
+        return low > 0 or high < 0
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """Everything found out about one model on one held-out set; losses in nats per token."""
 
-    loss: float
+    length: int
+    """Tokens of a sample."""
+    looked_at: int
+    """Samples whose states were looked at: the first batch; the losses are those of all."""
+    loss: Mean
     """The training forward as it is."""
-    exact_loss: float
+    exact: Changes
     """Exact decoding."""
-    fewer: dict[int, float]
-    """Thoughts -> loss."""
-    replaced: dict[str, float]
-    """What the latents were replaced by -> loss."""
+    fewer: dict[int, Changes]
+    """By number of thoughts that are thought."""
+    replaced: dict[str, Changes]
+    """By what the latents were replaced by."""
     collapse: list[Collapse]
     """Latent slot by latent slot."""
     residual: list[float]
@@ -64,17 +86,65 @@ class Diagnostics:
     latent_share: float
     """Share of latent slots among what is seen: the attention's mass if it did not care."""
 
-    def summary(self) -> dict[str, float]:
-        """The figures that fit a table."""
-        values = {"loss": self.loss, "exact_loss": self.exact_loss}
-        values |= {f"loss_with_{count}_thoughts": loss for count, loss in self.fewer.items()}
-        values |= {f"loss_latents_{name}": loss for name, loss in self.replaced.items()}
+    @property
+    def samples(self) -> int:
+        """Samples that the losses were measured on."""
+        return self.loss.items
+
+    @property
+    def figures(self) -> Figures:
+        """The numbers that fit a table."""
+        changes = {"exact": self.exact}
+        changes |= {f"with_{count}_thoughts": change for count, change in self.fewer.items()}
+        changes |= {f"latents_{name}": change for name, change in self.replaced.items()}
+        values, errors = {"loss": self.loss.value}, {"loss": self.loss.error}
+        for name, change in changes.items():
+            values |= {f"loss_{name}": change.loss, f"cost_{name}": change.cost.value}
+            errors[f"cost_{name}"] = change.cost.error
         for collapse in self.collapse:
             values[f"cosine_slot_{collapse.slot}"] = collapse.cosine
             values[f"effective_rank_slot_{collapse.slot}"] = collapse.effective_rank
         if self.attention:
             values["attention_on_latents"] = sum(self.attention) / len(self.attention)
-        return values
+        known = {name: error for name, error in errors.items() if error is not None}
+        return Figures(values, known, self.samples)
+
+
+NOTHING = 1e-6
+"""Nats below which a change is rounding."""
+
+
+def verdict(found: Diagnostics) -> str:
+    """Whether the thoughts are used, in sentences with the figures behind them."""
+    if not found.fewer:
+        return "There are no thoughts."
+    sentences = []
+    if "mean" in found.replaced:
+        sentences.append(
+            _judged("Replacing the thoughts by their mean", found.replaced["mean"], found.samples)
+        )
+    return " ".join([*sentences, _spoken("Thinking none of them", found.fewer[0])])
+
+
+def _judged(what: str, change: Changes, samples: int) -> str:
+    """What a replacement costs, and what follows about use."""
+    said = _spoken(what, change).removesuffix(".")
+    if max(map(abs, change.cost.interval)) < NOTHING:
+        return f"{said}: what stands in them is not used."
+    if not change.tells:
+        number = f"{samples} samples" if samples > 1 else "one sample"
+        return f"{said}: {number} cannot tell whether they are used."
+    return f"{said}: they are used{'' if change.cost.value > 0 else ', to no good'}."
+
+
+def _spoken(what: str, change: Changes) -> str:
+    """`what` costs, saves or does so much."""
+    if max(map(abs, change.cost.interval)) < NOTHING:
+        return f"{what} changes nothing."
+    if not change.tells:
+        return f"{what} changes the loss by {change.cost:+} nats a token, which may be chance."
+    verb = "costs" if change.cost.value > 0 else "saves"
+    return f"{what} {verb} {change.cost._replace(value=abs(change.cost.value))} nats a token."
 
 
 @torch.no_grad()
@@ -86,7 +156,7 @@ def diagnose(
     samples: int,
     mask_documents: bool = False,
 ) -> Diagnostics:
-    """Find out all of it on the first samples of `length` tokens of a shard folder.
+    """Find out all of it on samples of `length` tokens, evenly spread over a shard folder.
 
     Replacing a latent by another document's takes it from the next row, so batches of one row are left out there.
     `mask_documents` keeps the documents in a sample apart.
@@ -106,17 +176,18 @@ def diagnose_batches(
     seen = _Seen(model, inputs, end_token)
     share = sum(model.method.visibility.sees(thoughts, slot) for slot in range(1, thoughts + 1))
     slots_seen = sum(model.method.visibility.sees(thoughts, slot) for slot in range(thoughts + 1))
-
-    def loss(**options: Any) -> float:
-        sums = summed_loss(model, options.pop("batches", batches), end_token=end_token, **options)
-        return sums.nats / max(sums.tokens, 1)
-
+    losses = _Losses(model, batches, end_token)
+    fewer = {
+        count: losses.changed(schedule=model.method.schedule(slots=count + 1)) for count in range(thoughts)
+    }
     return Diagnostics(
-        loss=loss(),
-        exact_loss=loss(exact=True),
-        fewer={count: loss(schedule=model.method.schedule(slots=count + 1)) for count in range(thoughts)},
-        replaced=_replaced(loss, batches, carries) if thoughts or carries else {},
-        collapse=[_collapse(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
+        length=inputs.shape[1],
+        looked_at=len(inputs),
+        loss=ratio_of(*losses.plain.tolist()),
+        exact=losses.changed(exact=True),
+        fewer=fewer,
+        replaced=_replaced(losses, batches, carries) if thoughts or carries else {},
+        collapse=[collapse_of(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
         residual=_residual(model, inputs, end_token),
         attention=seen.attention() if thoughts else [],
         latent_share=share / slots_seen,
@@ -124,6 +195,31 @@ def diagnose_batches(
 
 
 # ---------------------------------------------------------------------------------------------- losses
+
+
+class _Losses:
+    """Losses of every sample, as the model is and changed."""
+
+    def __init__(self, model: LanguageModel, batches: Sequence[Tensor], end_token: int | None) -> None:
+        self.model, self.batches, self.end_token = model, batches, end_token
+        self.plain = torch.cat([sample_losses(model, batch, end_token=end_token) for batch in batches], dim=1)
+        """Nats and targets, float64 [2, samples]."""
+
+    def changed(self, least_rows: int = 1, **options: Any) -> Changes:
+        """What options of the forward do to the loss, in the batches that have so many rows."""
+        kept = [len(batch) >= least_rows for batch in self.batches]
+        found = torch.cat(
+            [
+                sample_losses(self.model, batch, end_token=self.end_token, **options)
+                for batch, used in zip(self.batches, kept, strict=True)
+                if used
+            ],
+            dim=1,
+        )
+        rows = torch.tensor(kept).repeat_interleave(torch.tensor([len(batch) for batch in self.batches]))
+        nats, counts = found
+        cost = ratio_of((nats - self.plain[0, rows]).tolist(), counts.tolist())
+        return Changes(float(nats.sum() / counts.sum()), cost)
 
 
 class Changed(Watch):
@@ -152,24 +248,22 @@ class NothingCarried(Watch):
         return Before(before.inputs, torch.zeros_like(before.states), known=False)
 
 
-def _replaced(loss: Callable[..., float], batches: Sequence[Tensor], carries: bool) -> dict[str, float]:
+def _replaced(losses: _Losses, batches: Sequence[Tensor], carries: bool) -> dict[str, Changes]:
     generator = stream(0, "noise")
 
     def noise(latents: Tensor) -> Tensor:
         drawn = torch.randn(latents.shape, generator=generator).to(latents)
         return drawn * (latents.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
 
-    changes: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean": lambda latents: latents.mean(dim=(0, 1), keepdim=True).expand_as(latents),
-        "of_another_document": lambda latents: latents.roll(1, dims=0),
-        "noise": noise,
-    }
-    losses = {}
-    for name, change in changes.items():
-        wanted = [b for b in batches if len(b) > 1] if name == "of_another_document" else batches
-        if wanted:
-            losses[name] = loss(batches=wanted, watch=Changed(change))
-    return losses | ({"nothing": loss(watch=NothingCarried())} if carries else {})
+    def mean(latents: Tensor) -> Tensor:
+        return latents.mean(dim=(0, 1), keepdim=True).expand_as(latents)
+
+    found = {"mean": losses.changed(watch=Changed(mean))}
+    if max(map(len, batches)) > 1:
+        other = Changed(lambda latents: latents.roll(1, dims=0))
+        found["of_another_document"] = losses.changed(least_rows=2, watch=other)
+    found["noise"] = losses.changed(watch=Changed(noise))
+    return found | ({"nothing": losses.changed(watch=NothingCarried())} if carries else {})
 
 
 def _residual(model: LanguageModel, ids: Tensor, end_token: int | None) -> list[float]:
@@ -238,7 +332,7 @@ class _Seen(Watch):
         return masses
 
 
-def _collapse(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
+def collapse_of(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
     z = latents.flatten(0, 1).double()
     unit = torch.nn.functional.normalize(z, dim=-1)
     count = len(unit)

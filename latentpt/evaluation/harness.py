@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import yaml
 
 from latentpt.config import ConfigError, nearest
 from latentpt.evaluation.answers import Answers
+from latentpt.evaluation.results import Figures
 from latentpt.evaluation.scoring import Forward, batches_by_length, score
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Options, Writer
+from latentpt.intervals import ratio_of
 from latentpt.seeding import stream
 
 TASKS = Path(__file__).with_name("tasks")
@@ -84,7 +87,7 @@ def make_adapter(
     batch_size: int,
     forward: Forward,
     answers: Answers,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> Any:
     """An lm-eval model that asks ours; `report(n)` hears of n answered requests."""
     from lm_eval.api.model import TemplateLM
@@ -183,8 +186,8 @@ def _options(settings: dict[str, Any]) -> Options:
 
 def run_tasks(
     adapter: Any, names: Sequence[str], data: Path, fewshot: int, limit: int | None, online: bool
-) -> dict[str, dict[str, float]]:
-    """Metrics of each task, by name. Raises ConfigError for unknown tasks and missing data."""
+) -> dict[str, Figures]:
+    """Metrics of each task, by name, with standard errors over its documents. Raises ConfigError for unknown tasks and missing data."""
     if not online:
         configs = [load_local_task(name, data, fewshot) for name in names]
         for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -200,17 +203,43 @@ def run_tasks(
         num_fewshot=fewshot if online else None,
         limit=limit,
         bootstrap_iters=0,
-        log_samples=False,
         # the harness's own thirteen thousand task files take longer to read than a small evaluation
         task_manager=TaskManager(include_defaults=online),
     )
-    return {name: _metrics(values) for name, values in found["results"].items()}
-
-
-def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """Numbers of one task: `acc,none` becomes acc, standard errors become acc_stderr."""
     return {
-        key.split(",")[0]: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and "," in key
+        name: _figures(values, found["samples"].get(name, []), found["n-samples"].get(name, {}))
+        for name, values in found["results"].items()
     }
+
+
+def _figures(values: dict[str, Any], samples: Sequence[dict[str, Any]], counts: dict[str, int]) -> Figures:
+    """Numbers of one task: `acc,none` becomes acc; its error comes from what each document gave."""
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in values.items():
+        metric, comma, way = key.partition(",")
+        if not comma or not isinstance(value, int | float):
+            continue
+        metrics[metric] = float(value)
+        each = [sample[metric] for sample in samples if sample.get("filter", way) == way and metric in sample]
+        error = standard_error(float(value), each)
+        if error is not None:
+            errors[metric] = error
+    return Figures(metrics, errors, counts.get("effective", len(samples)))
+
+
+def standard_error(value: float, each: Sequence[Any]) -> float | None:
+    """The error of a figure that was made of one number, or one (sum, weight), a document; None where it is not known how.
+
+    The harness makes figures of documents in a few ways: the mean, exp(-mean), and exp(-ratio) or -ratio / log 2 of sums
+    and weights. The way is the one that gives the value. An error passes through it by its derivative.
+    """
+    if len(each) < 2 or not all(isinstance(one, int | float | list | tuple) for one in each):
+        return None
+    pairs = [one if isinstance(one, list | tuple) else (one, 1.0) for one in each]
+    mean = ratio_of([float(pair[0]) for pair in pairs], [float(pair[1]) for pair in pairs])
+    assert mean.error is not None  # there are several
+    ways = {mean.value: 1.0, -mean.value / math.log(2): 1 / math.log(2)}
+    if mean.value <= 0:
+        ways[math.exp(min(-mean.value, 700.0))] = math.exp(min(-mean.value, 700.0))
+    return next((mean.error * d for made, d in ways.items() if math.isclose(made, value, rel_tol=1e-6)), None)

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from tqdm import tqdm
 
 from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.evaluation.answers import Answers
-from latentpt.evaluation.scoring import Forward
-from latentpt.thoughts.measure import summed_loss
+from latentpt.evaluation.results import Figures
+from latentpt.evaluation.scoring import Forward, sample_figures
+from latentpt.intervals import Mean, ratio_of
 from latentpt.thoughts.model import LanguageModel
 
 
@@ -22,8 +24,8 @@ from latentpt.thoughts.model import LanguageModel
 class HeldOut:
     """What a model loses on one source."""
 
-    nats: float
-    """Summed over the tokens."""
+    loss: Mean
+    """Nats per token, over samples."""
     tokens: int
     """Targets measured."""
     thoughts: float
@@ -32,22 +34,18 @@ class HeldOut:
     """UTF-8 bytes of text a token of the source stands for on average; None where the manifest does not know."""
 
     @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def metrics(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """loss, perplexity and, where bytes are known, bits_per_byte."""
-        values = {
-            "loss": self.loss,
-            "perplexity": math.exp(min(self.loss, 700.0)),
-            "tokens": float(self.tokens),
-            "thoughts": self.thoughts,
-        }
+        perplexity = math.exp(min(self.loss.value, 700.0))
+        scales = {"loss": 1.0, "perplexity": perplexity}  # d metric / d loss
+        values = {"loss": self.loss.value, "perplexity": perplexity, "tokens": float(self.tokens)}
+        values["thoughts"] = self.thoughts
         if self.bytes_per_token:
-            values["bits_per_byte"] = self.loss / math.log(2) / self.bytes_per_token
-        return values
+            scales["bits_per_byte"] = 1 / math.log(2) / self.bytes_per_token
+            values["bits_per_byte"] = self.loss.value * scales["bits_per_byte"]
+        error = self.loss.error
+        errors = {} if error is None else {metric: error * scale for metric, scale in scales.items()}
+        return Figures(values, errors, self.loss.items)
 
 
 def held_out_loss(
@@ -60,24 +58,33 @@ def held_out_loss(
     answers: Answers,
     mask_documents: bool = False,
 ) -> HeldOut:
-    """Loss over `limit` samples of `length` tokens (None: all) of a shard folder, batch by batch.
+    """Loss over `limit` samples of `length` tokens (None: all), evenly spread over a shard folder, batch by batch.
 
     `mask_documents` keeps the documents in a sample apart. Batches whose answer is kept are not measured again. Raises
     DataError for a folder that cannot be read.
     """
     dataset = TokenDataset(source, length)
     end = dataset.eod_id if mask_documents else None
-    nats, tokens, thoughts = 0.0, 0, 0.0
+    nats: list[float] = []
+    tokens: list[float] = []
+    thoughts: list[float] = []
+    total = min(limit or dataset.num_samples, dataset.num_samples)
+    progress = tqdm(
+        total=total, desc=f"{Path(source).name}, {forward}", unit="sample", leave=False, disable=None
+    )
     for number, batch in enumerate(validation_batches(dataset, batch_size, limit)):
         key = answers.key(
-            "held out and thought", str(source), length, forward, end, number, _fingerprint(batch)
+            "samples and thoughts", str(source), length, forward, end, number, _fingerprint(batch)
         )
         if key not in answers:
-            sums = summed_loss(model, [batch], forward == "exact", end)
-            answers.add([(key, [sums.nats, sums.tokens, sum(sums.reached[1:])])])
-        found, count, thought = answers[key]
-        nats, tokens, thoughts = nats + found, tokens + int(count), thoughts + thought
-    return HeldOut(nats, tokens, thoughts / tokens, bytes_per_token(Path(source)))
+            answers.add([(key, sample_figures(model, batch, forward == "exact", end).tolist())])
+        found, counts, thought = answers[key]
+        nats, tokens, thoughts = nats + found, tokens + counts, thoughts + thought
+        progress.update(len(batch))
+    progress.close()
+    return HeldOut(
+        ratio_of(nats, tokens), int(sum(tokens)), sum(thoughts) / sum(tokens), bytes_per_token(Path(source))
+    )
 
 
 def bytes_per_token(folder: Path) -> float | None:

@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from latentpt.config import Section, load_config
+from latentpt.config import Count, Long, NotNegative, Positive, Section, Share, Whole
 from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.fills import Kind
 from latentpt.modeling.config import ModelConfig
-from latentpt.run import RunFolder
+from latentpt.run.folder import FolderConfig, load_folder_config
 from latentpt.run.sections import (
     CheckpointConfig,
     LearningRateConfig,
@@ -56,9 +56,9 @@ class DataConfig(Section):
     """File of questions whose accuracy is watched and decides which checkpoint is best."""
     test: dict[str, str] = {}
     """Files of questions measured once at the end, by name."""
-    rows: int | None = None
+    rows: Count | None = None
     """Training questions read, from the start of the file; null means all."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Longest row in tokens, latents included; questions that are longer at any stage are left out and counted."""
 
 
@@ -78,19 +78,19 @@ class MarkerConfig(Section):
 class CoconutConfig(Section):
     """The curriculum that replaces steps of the chain by latents (arXiv 2412.06769)."""
 
-    c_thought: int = 1
+    c_thought: Whole = 1
     """Latents for every removed step."""
-    epochs: int = 50
+    epochs: Count = 50
     """Last epoch of the curriculum; skipped ones count."""
-    epochs_per_stage: int = 5
+    epochs_per_stage: Count = 5
     """Epochs until one more step is removed."""
-    skip_epochs: int = 0
+    skip_epochs: Whole = 0
     """Epochs left out at the beginning (resume): a chain-of-thought checkpoint takes the place of stage 0."""
-    max_latent_stage: int = 6
+    max_latent_stage: Whole = 6
     """Steps replaced by latents at most; in later stages the whole chain is removed."""
     pad_latent_to_max: bool = True
     """Whether rows with fewer steps get as many latents as the others; false shows the number of steps."""
-    uniform_prob: float = 0.0
+    uniform_prob: Share = 0.0
     """Probability that a row is drawn at any stage from none to all of its steps."""
     curriculum: bool = True
     """false: the last stage from the beginning."""
@@ -99,36 +99,33 @@ class CoconutConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> CoconutConfig:
-        for name, least in (("c_thought", 0), ("epochs", 1), ("epochs_per_stage", 1), ("skip_epochs", 0), ("max_latent_stage", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"coconut.{name} must be at least {least}, got {getattr(self, name)}")
         if self.skip_epochs >= self.epochs:
             raise ValueError(
                 f"coconut.skip_epochs = {self.skip_epochs} must be below coconut.epochs = {self.epochs}"
             )
-        if not 0 <= self.uniform_prob <= 1:
-            raise ValueError(f"coconut.uniform_prob must lie between 0 and 1, got {self.uniform_prob}")
         return self
 
 
 class LtStage(Section):
     """One stage of LT-Tuning."""
 
-    epochs: int
+    epochs: Count
     """Passes over the training questions."""
-    batch: int | None = None
+    batch: Count | None = None
     """Questions per step; null means training.batch."""
+    lr: Positive | None = None
+    """Learning rate; null means optimizer.lr."""
     fill: Kind | None = None
     """What latents read; null: plain text without latents."""
-    tau: float = 0.7
+    tau: Share = 0.7
     """Latents go before gold tokens that the stage before gave a probability below tau."""
-    sites: float | None = None
+    sites: NotNegative | None = None
     """Places per row: a number, below 1 a share of the candidates, null all of them."""
-    insertion: float = 1.0
+    insertion: Share = 1.0
     """Probability that a chosen place gets a latent."""
-    second: float = 0.0
+    second: Share = 0.0
     """Probability of a second one right after (the released code)."""
-    most: int = 2
+    most: Count = 2
     """Latents at one place at most; with `second` = 0 their number is drawn evenly from 1 to most (the paper's k)."""
 
 
@@ -156,9 +153,9 @@ class LtConfig(Section):
     the steps and "### 7"; null means the preset's."""
     switch: Literal["argmax", "threshold", "never"] = "argmax"
     """Who decides at inference: the model's likeliest token, a threshold, or nobody."""
-    switch_tau: float = 0.7
+    switch_tau: Share = 0.7
     """threshold: a latent where no token has this probability."""
-    switch_most: int | None = 4
+    switch_most: Count | None = 4
     """Latents that may follow one another at inference; null sets no limit."""
 
     def resolved_stages(self) -> tuple[LtStage, ...]:
@@ -177,50 +174,54 @@ class FillConfig(Section):
     """null: hidden for coconut, pause for the pause modes."""
     layer: int | None = None
     """Layer of the state, as transformers counts hidden states; null: -1, for LT-Tuning's paper preset -2."""
-    alpha: float = 0.6
+    alpha: Share = 0.6
     """fusion: share of the state."""
-    top_p: float | None = None
+    top_p: Share | None = None
     """soft and fusion; null: 0.8, for LT-Tuning's released preset 0.9."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """soft and fusion."""
     inclusive: bool | None = None
     """Whether the id that crosses top_p is kept; null: true, for LT-Tuning's released preset false."""
-    adapter: int = 0
+    adapter: Whole = 0
     """Width inside the adapter of the state; 0: no adapter."""
 
 
 class LoraConfig(Section):
     """Low-rank adaptation of the projection layers (needs the package peft); merged wherever weights are written."""
 
-    rank: int = 0
+    rank: Whole = 0
     """Rank; 0 trains all weights."""
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     """Scale: the update is multiplied by alpha / rank."""
 
 
 class TuningConfig(Section):
     """How much at once, in which precision."""
 
-    batch: int = 128
+    batch: Count = 128
     """Questions per optimizer step, over all ranks and micro-batches."""
-    micro_batch: int = 8
+    micro_batch: Count = 8
     """Questions that one rank runs forward and backward at once."""
-    epochs: int = 25
+    epochs: Count = 25
     """Epochs of cot and no_cot; the other modes have their own."""
-    stop_at: int | None = None
+    stop_at: Long | None = None
     """Stop (and save) after this optimizer step; null: train to the end."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward."""
     engine: Literal["segments", "jacobi"] = "segments"
     """segments: exact, most latents in a row + 1 passes; jacobi: a fixed number of full passes."""
-    refills: int = 3
+    refills: Whole = 3
     """jacobi: how often latents are refilled after the first pass."""
     attention: str = "sdpa"
     """Attention backend."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
-    max_skipped: int = 10
+    max_skipped: Count = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
+    silence: Positive = 120.0
+    """Seconds without a sign of life of a rank after which the training ends and names it."""
+    patience: Positive = 1800.0
+    """Seconds without progress on any rank after which the training counts as hung and ends."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adaptation."""
 
@@ -228,13 +229,13 @@ class TuningConfig(Section):
 class AnswerConfig(Section):
     """How accuracy is measured while training."""
 
-    every: int = 1
+    every: Count = 1
     """Epochs between measurements on data.validation; the last epoch of a stage is always measured."""
-    rows: int | None = None
+    rows: Count | None = None
     """Validation questions, from the start of the file; null means all."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Tokens that an answer may have."""
-    batch: int = 64
+    batch: Count = 64
     """Questions answered at once by one rank."""
     extraction: Extraction | None = None
     """after_hash or last_number; null: after_hash, for lt_tuning last_number."""
@@ -242,11 +243,9 @@ class AnswerConfig(Section):
     """Measurements that may decide which checkpoint is best."""
 
 
-class FinetuneConfig(Section):
+class FinetuneConfig(FolderConfig):
     """Everything that decides a fine-tuning."""
 
-    output: str = ""
-    """Folder of the run; empty means runs/ and the name of the configuration file."""
     seed: int = 0
     """Decides fresh weights, order of questions, drawn stages and inserted latents."""
     mode: Mode
@@ -282,9 +281,6 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> FinetuneConfig:
         training = self.training
-        for name in ("batch", "micro_batch", "epochs", "max_skipped"):
-            if getattr(training, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(training, name)}")
         if not (self.start.run or self.start.model or self.start.fresh):
             raise ValueError("start needs weights: give start.run, start.model or start.fresh")
         if not self.data.train or not self.data.validation:
@@ -302,11 +298,6 @@ class FinetuneConfig(Section):
         return self
 
     @property
-    def folder(self) -> RunFolder:
-        """Where the run keeps everything."""
-        return RunFolder(Path(self.output))
-
-    @property
     def extraction(self) -> Extraction:
         """How answers are read."""
         return self.answers.extraction or ("last_number" if self.mode == "lt_tuning" else "after_hash")
@@ -314,5 +305,4 @@ class FinetuneConfig(Section):
 
 def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
     """Load a configuration; raises ConfigError, see `latentpt.config.load_config`."""
-    config = load_config(FinetuneConfig, path, overrides)
-    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
+    return load_folder_config(FinetuneConfig, path, overrides)

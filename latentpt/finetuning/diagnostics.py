@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentpt.data.tokenizer import Tokenizer
-from latentpt.evaluation.diagnostics import Collapse, _collapse
+from latentpt.evaluation.diagnostics import Collapse, collapse_of
 from latentpt.finetuning.accuracy import Answered, answer
 from latentpt.finetuning.fills import Fill
 from latentpt.finetuning.generate import latent_generate
@@ -194,5 +194,5 @@ def latent_steps(
         said = Counter(p.argmax(-1).tolist()).most_common(3)
         shares = [(tokenizer.decode([token]), count / len(p)) for token, count in said]
         entropy = -(p * p.clamp(min=1e-30).log()).sum(-1).mean().item()
-        steps.append(LatentStep(_collapse(number, z[there][:, None], tokens[:, None]), entropy, shares))
+        steps.append(LatentStep(collapse_of(number, z[there][:, None], tokens[:, None]), entropy, shares))
     return steps

@@ -78,11 +78,11 @@ def latent_generate(
     layout = lay_out(ids, fill.latent_token, mask, cut=fill.feedback)
     check_length(model, width + max_new_tokens - 1)
     tokens = model.method.tokens(model.decoder, ids, layout.positions)
-    padded = layout.padded or len(prompts) > 1  # rows will end at different times
+    holes = layout.padded or len(prompts) > 1  # rows will end at different times
     capacity = sum(segment.columns.shape[1] for segment in layout.segments) + max_new_tokens
     cache = room(model, len(prompts), capacity)
     thinking = Thinking(model, model.method.exact_schedule(), fill.block(model.config), cache)
-    rollout = Rollout(model, fill, thinking, padded)
+    rollout = Rollout(model, fill, thinking, holes)
     rollout.run(tokens, layout)
     found: list[list[int]] = [[] for _ in prompts]
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)

@@ -18,16 +18,20 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from latentpt.config import ConfigError
 from latentpt.finetuning.examples import Example
 
-NAMES = ("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren")  # fmt: skip
+NAMES = ("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren")  # fmt: skip
 CONCEPTS = tuple(f"{stem}pus" for stem in (
-    "bom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem",
+    "bom", "boom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem",
     "lor", "num", "quim", "rem", "rom", "ror", "scrom", "shum", "ster", "stor", "ter", "tim", "tum", "vum", "wor",
     "wum", "yer", "yim", "yum", "zhor", "zum",
 ))  # fmt: skip
 NODES = 28
 """Nodes that a graph begins with; isolated ones are dropped, which leaves about 23 as in the released rows."""
+
+DRAWS = 20_000
+"""Graphs that are drawn for one question at most."""
 
 
 class Graph(NamedTuple):
@@ -62,12 +66,19 @@ class Graph(NamedTuple):
 def draw_graph(
     rng: random.Random, nodes: int = NODES, matched: bool = False, hops: tuple[int, int] = (3, 6)
 ) -> Graph:
-    """A graph whose answer is `hops` (least, most) edges away from the asked root; drawn again until there is one."""
-    while True:
+    """A graph whose answer is `hops` (least, most) edges away from the asked root; drawn again until there is one.
+
+    Raises ConfigError when DRAWS graphs had none.
+    """
+    for _ in range(DRAWS):
         edges, labels = _grow(rng, nodes)
         found = _ask(rng, edges, labels, matched, hops)
         if found is not None:
             return found
+    raise ConfigError(
+        f"none of {DRAWS:,} graphs of {nodes} nodes has an answer {hops[0]} to {hops[1]} hops away; more nodes or fewer hops "
+        "make one likelier"
+    )
 
 
 def _grow(rng: random.Random, nodes: int) -> tuple[list[tuple[int, int]], list[int]]:

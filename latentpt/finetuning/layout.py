@@ -46,6 +46,9 @@ class Layout(NamedTuple):
     """Rows and columns of the latents in the first segment, which has any only where nothing is cut."""
     padded: bool
     """Whether there is any cell without a position."""
+    holes: bool
+    """Whether one of those comes before a position, which must then be kept from seeing it: the last segment's padding
+    comes after all that could."""
 
     def targets(self, labels: Tensor) -> Tensor:
         """What each position predicts, [B, T], from unshifted labels [B, T]: the label of the next real position."""
@@ -66,6 +69,7 @@ class Layout(NamedTuple):
             moved(self.successor),
             (moved(rows), moved(columns)),
             self.padded,
+            self.holes,
         )
 
 
@@ -99,7 +103,7 @@ def lay_out(
     segments: list[Segment] = []
     place = torch.zeros_like(ids)
     offset, start = 0, torch.zeros_like(count)
-    padded = False
+    padded = holes = False
     for index in range(max(int(number[real].max()) + 1 if bool(real.any()) else 1, passes)):
         lengths = (real & (number == index)).sum(dim=1)
         size = max(int(lengths.max()), 1)
@@ -111,7 +115,7 @@ def lay_out(
         segments.append(cells)
         here = real & (number == index)
         place = torch.where(here, offset + rank - start[:, None], place)
-        padded = padded or not bool(alive.all())
+        holes, padded = padded, padded or not bool(alive.all())
         offset, start = offset + size, start + lengths
     if positions is None:
         positions = rank.clamp(min=0)
@@ -120,4 +124,4 @@ def lay_out(
     known = torch.arange(width, device=ids.device) + 1 < count[:, None]
     successor = torch.full_like(ids, -1).scatter(1, packed, following.where(known, -1))
     rows, columns = segments[0].latent.nonzero(as_tuple=True)
-    return Layout(tuple(segments), positions, place, successor, (rows, columns), padded)
+    return Layout(tuple(segments), positions, place, successor, (rows, columns), padded, holes)

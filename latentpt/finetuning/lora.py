@@ -32,7 +32,9 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int], seed
         from peft import inject_adapter_in_model
         from peft.tuners.lora import Linear as LoraLinear
     except ImportError:
-        raise ConfigError("training.lora needs the package peft; pip install latentpt[lora]") from None
+        raise ConfigError(
+            "training.lora needs the package peft; pip install -c constraints.txt -e '.[lora]'"
+        ) from None
 
     class LoraQKV(LoraLinear):
         """The update of the fused projection, added to its parts."""

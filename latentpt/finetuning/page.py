@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latentpt.evaluation.page import _HEIGHT, _LEFT, _STYLE, _WIDTH, _drawing, _table, _y
 from latentpt.finetuning.accuracy import Answered
 from latentpt.finetuning.diagnostics import LatentReport, accuracy, standard_error
+from latentpt.pages.document import LEFT, WIDTH, document, drawing, height_of, table
 
 COLOURS = ("#4878a8", "#c44e52", "#55a868", "#8172b3", "#ccb974", "#64b5cd", "#8c613c", "#777")
 
@@ -19,10 +19,10 @@ def report_page(name: str, lines: Sequence[Mapping[str, Any]], found: LatentRepo
     trained = [line for line in lines if line["kind"] == "train"]
     parts = [
         f"<h1>What the latents of {html.escape(name)} do</h1>",
-        f"<p><b>{html.escape(found.verdict)}</b></p>",
+        f"<p class='verdict'>{html.escape(found.verdict)}</p>",
         "<h2>Accuracy by stage</h2>",
         curves({"accuracy": [(line["epoch"], line["accuracy"]) for line in measured]}),
-        _table(
+        table(
             ("stage", "epoch", "accuracy", "loss", "tokens an answer", "latents"),
             [
                 (str(line["stage"]), str(line["epoch"]), f"{line['accuracy']:.1%}", f"{line['loss']:.4f}",
@@ -33,16 +33,10 @@ def report_page(name: str, lines: Sequence[Mapping[str, Any]], found: LatentRepo
         "<h2>Training loss</h2>",
         curves({"loss": [(line["step"], line["loss"]) for line in trained]}),
         "<h2>Without them, or with others</h2><p>Accuracy on the same questions; the error is that of the difference.</p>",
-        _table(("latents", "accuracy", "change", "standard error"), _accuracies(found)),
+        table(("latents", "accuracy", "change", "standard error"), _accuracies(found)),
         *_steps(found),
     ]  # fmt: skip
-    return page(name, parts)
-
-
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page of parts."""
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
-    return f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    return document(name, parts)
 
 
 def _accuracies(found: LatentReport) -> list[tuple[str, str, str, str]]:
@@ -89,7 +83,7 @@ def _steps(found: LatentReport) -> list[str]:
     return [
         "<h2>Latent by latent</h2><p>Latents that are all alike say nothing: a cosine near 1, a first component near "
         "100&nbsp;%, an effective rank near 1. The size is relative to an embedding; entropy in nats.</p>",
-        _table(head, rows),
+        table(head, rows),
     ]
 
 
@@ -104,16 +98,12 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], low: float = 0.0)
     for number, (name, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(
-            f"{_LEFT + (x - first) / max(last - first, 1e-12) * (_WIDTH - _LEFT):.1f},{_y(y, top):.1f}"
+            f"{LEFT + (x - first) / max(last - first, 1e-12) * (WIDTH - LEFT):.1f},{height_of(y, top):.1f}"
             for x, y in line
         )
         drawn.append(f"<polyline class='line' style='stroke:{colour}' points='{path}'/>")
         if len(lines) > 1:
             drawn.append(
-                f"<text x='{_WIDTH}' y='{14 + 12 * number}' text-anchor='end' style='fill:{colour}'>{html.escape(name)}</text>"
+                f"<text x='{WIDTH}' y='{14 + 12 * number}' text-anchor='end' style='fill:{colour}'>{html.escape(name)}</text>"
             )
-    drawn.append(f"<text x='{_WIDTH}' y='{_HEIGHT - 6}' text-anchor='end'>{last:g}</text>")
-    return _drawing("".join(drawn), top)
-
-
-__all__ = ["curves", "page", "report_page"]
+    return drawing("".join(drawn), top, (f"{first:g}", f"{last:g}"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentpt.config import ConfigError
-from latentpt.data.tokenizer import Tokenizer, load_tokenizer
+from latentpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from latentpt.finetuning.coconut import Markers, coconut_row
 from latentpt.finetuning.config import FinetuneConfig
 from latentpt.finetuning.examples import read_examples
@@ -16,7 +16,7 @@ from latentpt.finetuning.lt_tuning import plain_row
 from latentpt.finetuning.reasoner import RECIPE, Reasoner, Recipe, load_reasoner
 from latentpt.finetuning.rows import WORDINGS, Pieces, Wording, encode_examples
 from latentpt.finetuning.stages import Stage, planned_stages
-from latentpt.finetuning.vocabulary import end_token, grown, write_tokenizer
+from latentpt.finetuning.vocabulary import end_token, grown, marked
 from latentpt.thoughts.model import LanguageModel
 
 BEST = "best"
@@ -35,19 +35,17 @@ class Prepared:
     stages: list[Stage]
     notes: list[str]
     """What was left out."""
+    tokenizer_json: bytes
+    """Content of the run's tokenizer.json, not written yet."""
 
 
-def prepare(config: FinetuneConfig, tokenizer_path: Path, write: bool) -> Prepared:
-    """Everything; one process writes the tokenizer with its markers to `tokenizer_path`, the others read it after.
-
-    Raises ConfigError or DataError for what cannot work.
-    """
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Everything, nothing written; raises ConfigError or DataError for what cannot work."""
     language, tokenizer, adapter = start(config)
     names = marker_names(config)
     fresh_names = [name for name in names if tokenizer.token_id(name) is None]
-    if write:
-        write_tokenizer(tokenizer, names, tokenizer_path)
-    with_markers = load_tokenizer(tokenizer_path)
+    content = marked(tokenizer, names)
+    with_markers = HuggingFaceTokenizer(config.folder.path / "tokenizer.json", content)
     ids = [_id(with_markers, name) for name in names]
     copied = _id(tokenizer, config.markers.copy_row) if config.markers.copy_row else None
     settings = config.training
@@ -63,7 +61,7 @@ def prepare(config: FinetuneConfig, tokenizer_path: Path, write: bool) -> Prepar
     if recipe.kind is not None:
         reasoner.fill(recipe).block(language.config)  # refuses a layer that is not there
     train, validation, notes = _questions(config, with_markers, stages, recipe, names)
-    return Prepared(reasoner, recipe, with_markers, train, validation, stages, notes)
+    return Prepared(reasoner, recipe, with_markers, train, validation, stages, notes, content)
 
 
 def start(config: FinetuneConfig) -> tuple[LanguageModel, Tokenizer, Reasoner | None]:

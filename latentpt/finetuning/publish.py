@@ -28,6 +28,7 @@ def export_reasoner(
     tokenizer: Tokenizer,
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
+    title: str | None = None,
 ) -> None:
     """Write the folder: weights in `dtype`, configuration, tokenizer, both modeling files, a card, the recipe.
 
@@ -73,7 +74,9 @@ def export_reasoner(
             shutil.copyfile(file, side / file.name)
         _write_tokenizer(side, tokenizer, reasoner.language.config.max_positions)
         _write_json(side / RECIPE, recipe.model_dump(mode="json"))
-        (side / "README.md").write_text(card(folder.name, reasoner, recipe, tokenizer), encoding="utf-8")
+        (side / "README.md").write_text(
+            card(title or folder.name, reasoner, recipe, tokenizer), encoding="utf-8"
+        )
         if folder.exists():
             folder.rmdir()
         side.rename(folder)

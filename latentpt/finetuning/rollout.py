@@ -88,7 +88,7 @@ def latent_hidden(
     if not fill.feedback:
         refills = 0  # one pass, or as many as the layout is cut for
     if refills is None or not fill.feedback:
-        hidden = Rollout(model, fill, Thinking(model, schedule, block), layout.padded).run(tokens, layout)
+        hidden = Rollout(model, fill, Thinking(model, schedule, block), layout.holes).run(tokens, layout)
     else:
         hidden = _refilled(model, fill, tokens, layout, refills, schedule, block)
     found = hidden.gather(1, layout.place[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -109,8 +109,8 @@ def check_length(model: LanguageModel, width: int) -> None:
 class Rollout:
     """Segment after segment; between two of them every row keeps the state of its last real position."""
 
-    def __init__(self, model: LanguageModel, fill: Fill, thinking: Thinking, padded: bool) -> None:
-        self.model, self.fill, self.thinking, self.padded = model, fill, thinking, padded
+    def __init__(self, model: LanguageModel, fill: Fill, thinking: Thinking, holes: bool) -> None:
+        self.model, self.fill, self.thinking, self.holes = model, fill, thinking, holes
         self.hidden: Tensor | None = None
         self.layered: Tensor | None = None
 
@@ -123,7 +123,7 @@ class Rollout:
         here = take(tokens, cells.columns)
         if self.hidden is not None or not self.fill.feedback:
             here = self.filled(here, cells.latent)
-        hidden, layered = self.thinking.run(here, cells.alive, self.padded)
+        hidden, layered = self.thinking.run(here, cells.alive, self.holes)
         self.remember(hidden, layered, cells.last)
         return hidden
 
@@ -166,7 +166,7 @@ def _refilled(
     """Jacobi: the one segment again and again, latents filled from the time before."""
     (cells,) = layout.segments
     tokens = take(tokens, cells.columns)
-    hidden, layered = Thinking(model, schedule, block).run(tokens, cells.alive, layout.padded)
+    hidden, layered = Thinking(model, schedule, block).run(tokens, cells.alive, layout.holes)
     rows, columns = layout.latents
     for _ in range(refills):
         z = fill.inputs(
@@ -174,7 +174,7 @@ def _refilled(
         )
         latents = torch.zeros_like(hidden).index_put((rows, columns), z.to(hidden.dtype))
         here = replaced(tokens, cells.latent, latents)
-        hidden, layered = Thinking(model, schedule, block).run(here, cells.alive, layout.padded)
+        hidden, layered = Thinking(model, schedule, block).run(here, cells.alive, layout.holes)
     return hidden
 
 

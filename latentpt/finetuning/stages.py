@@ -25,6 +25,8 @@ class Stage:
     """LT-Tuning: how latents are inserted."""
     reset: bool = False
     """Whether AdamW starts anew here."""
+    lr: float | None = None
+    """Learning rate; None: the run's."""
 
     def steps_per_epoch(self, rows: int) -> int:
         """Optimizer steps of an epoch; its last batch is filled up from the epoch's beginning."""
@@ -43,6 +45,12 @@ class Moment(NamedTuple):
     """Which batch of the epoch, from 0."""
     step_in_stage: int
     stage_steps: int
+    ends_epoch: bool
+
+    @property
+    def ends_stage(self) -> bool:
+        """Whether it is the last of its stage."""
+        return self.step_in_stage + 1 == self.stage_steps
 
 
 class Plan:
@@ -68,14 +76,10 @@ class Plan:
             per_epoch = stage.steps_per_epoch(self.rows)
             length = per_epoch * stage.epochs
             if step < length:
-                return Moment(stage, order, epochs + step // per_epoch, step % per_epoch, step, length)
+                epoch, batch = divmod(step, per_epoch)
+                return Moment(stage, order, epochs + epoch, batch, step, length, batch + 1 == per_epoch)
             step, epochs = step - length, epochs + stage.epochs
         raise IndexError("beyond the last step")
-
-    def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch ends with step `step`, from 0."""
-        moment = self.at(step)
-        return moment.batch + 1 == moment.stage.steps_per_epoch(self.rows)
 
 
 def planned_stages(config: FinetuneConfig) -> list[Stage]:
@@ -92,6 +96,7 @@ def planned_stages(config: FinetuneConfig) -> list[Stage]:
                 stage.fill,
                 stage if stage.fill else None,
                 number > 1,
+                stage.lr,
             )
             for number, stage in enumerate(config.lt.resolved_stages(), start=1)
         ]

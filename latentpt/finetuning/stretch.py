@@ -36,12 +36,12 @@ class Thinking:
         self.model, self.schedule, self.block = model, schedule, block
         self.state = model.state(schedule.slots) if state is None else state
 
-    def run(self, tokens: Tokens, alive: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
-        """Think about tokens [B, n], of which those not `alive` [B, n] are seen by nobody.
+    def run(self, tokens: Tokens, alive: Tensor, holes: bool) -> tuple[Tensor, Tensor]:
+        """Think about tokens [B, n]; where there are `holes`, those not `alive` [B, n] are seen by nobody.
 
         Returns h(t, N) after the final norm and the state of the block asked for, each [B, n, d].
         """
-        if padded:
+        if holes:
             tokens = tokens._replace(alive=alive.long() * self.schedule.slots)
         with self._block_output() as (watch, seen):
             hidden = self.model.read(tokens, self.schedule, self.state, watch)[-1].hidden

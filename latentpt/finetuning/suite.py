@@ -25,7 +25,8 @@ from latentpt.files import write_text
 from latentpt.finetuning import building
 from latentpt.finetuning.building import BuildConfig
 from latentpt.finetuning.config import FinetuneConfig
-from latentpt.finetuning.page import curves, page
+from latentpt.finetuning.page import curves
+from latentpt.pages.document import document
 from latentpt.run import RunFolder, read_metrics
 
 
@@ -193,7 +194,7 @@ def suite_page(config: SuiteConfig, text: str) -> str:
         for seed, run in zip(config.seeds, outcomes(config, name), strict=False):
             if run["report"] is not None and run["report"]["plain"][3]:
                 parts.append(f"<li>{name}, seed {seed}: {run['report']['verdict']}</li>")
-    return page("Latent fine-tuning", [*parts, "</ul>"])
+    return document("Latent fine-tuning", [*parts, "</ul>"])
 
 
 def _accuracies(config: SuiteConfig, name: str, seed: int) -> list[tuple[float, float]]:

@@ -10,18 +10,17 @@ runs/NAME/
 
 from __future__ import annotations
 
-import json
-import time
-from contextlib import ExitStack
+import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentpt.config import ConfigError
-from latentpt.files import write_text
+from latentpt.config import ConfigError, nearest_divisor
+from latentpt.data.errors import DataError
+from latentpt.files import write_bytes, write_text
 from latentpt.finetuning.accuracy import answer
 from latentpt.finetuning.batches import Batch, batch_indices, collate, latents, learnt
 from latentpt.finetuning.coconut import Markers, coconut_row, drawn_stage, removed_and_latents
@@ -37,12 +36,11 @@ from latentpt.finetuning.rows import Pieces, Row
 from latentpt.finetuning.stages import Moment, Plan, Stage, planned_stages
 from latentpt.run import read_metrics
 from latentpt.run.checkpoints import Progress
-from latentpt.training import checkpoint
+from latentpt.run.command import AUTO, Start
 from latentpt.training.engine import MOMENTS, Engine, start_processes
-from latentpt.training.guard import SkippedSteps, StopSignals
 from latentpt.training.learning_rate import learning_rate
-from latentpt.training.monitor import Clock, Monitor
-from latentpt.training.origin import Start, changes, find_origin, prepare_folder
+from latentpt.training.loop import Loop
+from latentpt.training.origin import claimed
 
 FIXED = ("seed", "mode", "start.", "data.", "markers.", "fill.", "training.batch", "training.lora.")
 """A resumed training must go on with these as they were, or it would not be the same training."""
@@ -50,7 +48,7 @@ FIXED_BY_MODE = {"cot": "training.epochs", "no_cot": "training.epochs", "lt_tuni
 """And with these; the other modes have their curriculum."""
 
 
-def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
+def finetune(config: FinetuneConfig, begin: Start = AUTO) -> Progress:
     """Train to the end or until asked to stop; the state is saved in both cases. Called by every process.
 
     Raises ConfigError or DataError for input that cannot work, before anything is trained, and TrainingDivergedError
@@ -58,37 +56,22 @@ def finetune(config: FinetuneConfig, begin: Start = "auto") -> Progress:
     """
     rank, world, device = start_processes()
     accumulation(config, world)
-    as_run = cast(Any, config)  # find_origin and prepare_folder want a folder and a dump, which this one has
-    origin = find_origin(as_run, begin)
-    if origin is not None:
-        for key, old, new in changes(as_run, origin):
-            if key.startswith((*FIXED, FIXED_BY_MODE.get(config.mode, "coconut."))):
-                raise ConfigError(
-                    f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; choose "
-                    "another output folder, or set the old one aside with --fresh"
-                )
-    dist.barrier()
-    side = config.folder.path.with_name(config.folder.path.name + ".tokenizer.json")
-    if rank != 0:
-        dist.barrier()  # until the tokenizer is there
-    try:
-        prepared = prepare(config, side, write=rank == 0)
-    except BaseException:
-        side.unlink(missing_ok=True)
-        raise
-    if rank == 0:
-        dist.barrier()
-    if config.training.lora.rank:
-        trained = [*set(prepared.recipe.markers or ())]
-        add_lora(prepared.reasoner.language.decoder, config.training.lora, trained, config.seed)
-    dist.barrier()
-    if rank == 0:
-        prepare_folder(as_run, origin, begin, device)
-        side.replace(config.folder.path / "tokenizer.json")
-        write_text(config.folder.path / "left_out.txt", "".join(f"{line}\n" for line in prepared.notes))
-    dist.barrier()
-    prepared.tokenizer.path = config.folder.path / "tokenizer.json"
-    return FineTuner(config, prepared, origin, device).run()
+    fixed = [*FIXED, FIXED_BY_MODE.get(config.mode, "coconut.")]
+    with claimed(config, begin, fixed, identity(config)) as claim:
+        prepared = prepare(config)
+        claim.make_ready(device)
+        if rank == 0:
+            write_bytes(prepared.tokenizer.path, prepared.tokenizer_json)
+            write_text(config.folder.path / "left_out.txt", "".join(f"{line}\n" for line in prepared.notes))
+        return FineTuner(config, prepared, claim.origin, device).run()
+
+
+def identity(config: FinetuneConfig) -> dict[str, str]:
+    """sha256 of the file of training questions, by its name; raises DataError if there is none."""
+    path = Path(config.data.train)
+    if not path.is_file():
+        raise DataError(f"data.train = {path}: there is no such file")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def accumulation(config: FinetuneConfig, world: int) -> int:
@@ -106,8 +89,7 @@ def accumulation(config: FinetuneConfig, world: int) -> int:
 def _micro_batches(batch: int, micro: int, world: int) -> int:
     """batch / (micro world)."""
     if batch % (micro * world):
-        fitting = [size for size in range(1, batch + 1) if batch % (size * world) == 0]
-        near = min(fitting, key=lambda size: abs(size - micro), default=None)
+        near = nearest_divisor(batch // world, micro) if batch % world == 0 else None
         way_out = (
             f"training.micro_batch = {near}" if near else f"training.batch = {max(1, batch // world) * world}"
         )
@@ -118,57 +100,47 @@ def _micro_batches(batch: int, micro: int, world: int) -> int:
     return batch // (micro * world)
 
 
-class FineTuner:
-    """One fine-tuning in one process of several. `run` is the loop."""
+class FineTuner(Loop[FinetuneConfig]):
+    """A fine-tuning."""
 
     def __init__(
         self, config: FinetuneConfig, prepared: Prepared, origin: Path | None, device: torch.device
     ) -> None:
-        self.config, self.device = config, device
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.reasoner, self.recipe = prepared.reasoner, prepared.recipe
         self.tokenizer, self.notes = prepared.tokenizer, prepared.notes
         self.train, self.validation = prepared.train, prepared.validation
         self.plan = Plan(prepared.stages, len(self.train))
-        self.total = self.plan.steps
-        self.end = min(self.total, config.training.stop_at or self.total)
-        settings = config.training
-        self.engine = Engine(
+        settings, count = config.training, accumulation(config, dist.get_world_size())
+        if settings.lora.rank:
+            trained = [*set(self.recipe.markers or ())]
+            add_lora(self.reasoner.language.decoder, settings.lora, trained, config.seed)
+        engine = Engine(
             self.reasoner, training_loss, config.optimizer, config.zero, settings.precision, settings.micro_batch,
-            accumulation(config, self.world), device,
+            count, device,
         )  # fmt: skip
-        self.progress = checkpoint.load(origin, self.engine) if origin is not None else Progress()
-        self.skips = SkippedSteps(settings.max_skipped, self.progress.skipped, self.progress.skipped_in_a_row)
-        self.insertions = Insertions(config, self.engine, self.train, self.device)
-        self.monitor: Monitor | None = None
-        self.saved_at = self.progress.step if origin is not None else None
-        self.logged = (self.progress.tokens, self.progress.seconds)
+        super().__init__(config, engine, origin, self.plan.steps, device)
+        self.progress.data = identity(config)
+        self.insertions = Insertions(config, engine, self.train, device)
         self.best = self.best_so_far()
 
-    # ---------------------------------------------------------------------------------------------- the loop
+    # ---------------------------------------------------------------------------------------------- steps
 
-    def run(self) -> Progress:
-        """Train to the end or until asked to stop; the state is saved when this returns."""
-        folder, monitor = self.config.folder, self.config.monitor
-        with ExitStack() as stack:
-            signals = stack.enter_context(StopSignals(folder.stop_file))
-            if self.rank == 0:
-                events = folder.tensorboard if monitor.tensorboard else None
-                self.monitor = stack.enter_context(
-                    Monitor(folder.metrics, events, self.progress.step, self.total)
-                )
-            self.introduce()
-            self.clock = Clock(self.progress.seconds)
-            reason = None
-            while self.progress.step < self.end and reason is None:
-                moment = self.plan.at(self.progress.step)
-                if moment.step_in_stage == 0:
-                    self.enter(moment)
-                loss, lr = self.step(moment)
-                self.after_step(moment, loss, lr)
-                reason = signals.reason()
-            self.finish(reason)
-        return self.progress
+    def advance(self) -> None:
+        """One optimizer step and a line of metrics where it is due; a stage may begin before it."""
+        moment = self.plan.at(self.progress.step)
+        if moment.step_in_stage == 0:
+            self.enter(moment)
+        loss, lr = self.step(moment)
+        self.losses.append(loss)
+        if self.logs(self.progress.step):
+            self.log(lr, stage=moment.stage.number, epoch=moment.epoch + 1)
+
+    def assess(self) -> None:
+        """Accuracy where it is due."""
+        moment = self.plan.at(self.progress.step - 1)
+        epoch = moment.epoch + 1
+        if moment.ends_epoch and (epoch % self.config.answers.every == 0 or moment.ends_stage):
+            self.measure(moment)
 
     def enter(self, moment: Moment) -> None:
         """A stage begins: its data is made, its optimizer may start anew."""
@@ -183,7 +155,7 @@ class FineTuner:
 
     def step(self, moment: Moment) -> tuple[Tensor, float]:
         """One optimizer step; returns this rank's part of the mean loss and the learning rate."""
-        stage, progress, settings = moment.stage, self.progress, self.config.training
+        stage, settings = moment.stage, self.config.training
         indices = batch_indices(len(self.train), stage.batch, self.config.seed, moment.epoch, moment.batch)
         rows = [self.row(index, moment) for index in indices]
         micro_batches, micro = self.engine.accumulation, self.micro(stage)
@@ -192,22 +164,18 @@ class FineTuner:
         for first in range(0, len(rows), micro * self.world):
             of_all = rows[first : first + micro * self.world]
             mine = of_all[self.rank * micro :][:micro]
+            self.mark(f"step {self.progress.step + 1}")
             batch = self.batch(mine, stage, of_all).to(self.device)
             # The engine averages micro-batches and ranks; a nat's share makes the mean over the step's tokens of it.
             share = micro_batches * self.world / count
             refills = settings.refills if self.jacobi(stage) else None
-            schedule = self.reasoner.language.training_schedule(self.config.seed, progress.step)
+            schedule = self.reasoner.language.training_schedule(self.config.seed, self.progress.step)
             loss += self.engine.accumulate(batch, self.recipe, stage.fill, share, refills, schedule).float()
         loss /= micro_batches
-        lr = learning_rate(
-            self.config.learning_rate, self.config.optimizer.lr, *self.place_in_schedule(moment)
-        )
+        peak = self.config.optimizer.lr if stage.lr is None else stage.lr
+        lr = learning_rate(self.config.learning_rate, peak, *self.place_in_schedule(moment))
         self.engine.step(lr)
-        progress.step += 1
-        progress.samples += len(rows)
-        progress.tokens += sum(len(row.ids) for row in rows)
-        self.skips.count(progress.step, self.engine.applied)
-        progress.skipped, progress.skipped_in_a_row = self.skips.total, self.skips.in_a_row
+        self.count_step(len(rows), sum(len(row.ids) for row in rows))
         return loss, lr
 
     def micro(self, stage: Stage) -> int:
@@ -257,41 +225,6 @@ class FineTuner:
         return collate(rows, self.latent, cut, passes)
 
     # ---------------------------------------------------------------------------------------------- measuring
-
-    def after_step(self, moment: Moment, loss: Tensor, lr: float) -> None:
-        """What is due after a step: a line of metrics, accuracy, a checkpoint."""
-        step = self.progress.step
-        if self.monitor is not None:
-            self.monitor.advance()
-        last = step == self.total
-        if step % self.config.monitor.every == 0 or step == 1 or last:
-            self.log(moment, loss, lr)
-        if self.plan.ends_epoch(step - 1):
-            epoch = moment.epoch + 1
-            stage_ends = moment.step_in_stage + 1 == moment.stage_steps
-            if epoch % self.config.answers.every == 0 or stage_ends:
-                self.measure(moment)
-        if step % self.config.checkpoint.every == 0 or last:
-            self.save()
-
-    def log(self, moment: Moment, loss: Tensor, lr: float) -> None:
-        """Write the line of this step."""
-        dist.all_reduce(loss)
-        progress, seconds = self.progress, self.clock.seconds
-        elapsed = max(seconds - self.logged[1], 1e-9)
-        speed = (progress.tokens - self.logged[0]) / elapsed
-        self.logged = (progress.tokens, seconds)
-        self.record(
-            kind="train",
-            loss=loss.item() / self.world,
-            grad_norm=self.engine.grad_norm,
-            lr=lr,
-            stage=moment.stage.number,
-            epoch=moment.epoch + 1,
-            tokens_per_second=speed,
-            mfu=None,
-            skipped=progress.skipped,
-        )
 
     def measure(self, moment: Moment) -> None:
         """Loss and accuracy on the validation questions at the stage reached; the best checkpoint is kept."""
@@ -397,59 +330,14 @@ class FineTuner:
         ]  # fmt: skip
         return max(known, default=None)
 
-    def record(self, kind: str, **values: Any) -> None:
-        """Hand a line of measurements to the monitor of the one rank that has it."""
-        progress = self.progress
-        progress.seconds = self.clock.seconds
-        if self.monitor is not None:
-            place = {
-                "kind": kind,
-                "step": progress.step,
-                "tokens": progress.tokens,
-                "seconds": progress.seconds,
-            }
-            self.monitor.record(place | values)
+    def summary(self) -> dict[str, Any]:
+        """Accuracies."""
+        return {"best_validation_accuracy": self.best, "test": self.test()}
 
-    def say(self, text: str) -> None:
-        """Print a line, once."""
-        if self.monitor is not None:
-            self.monitor.say(text)
-
-    def save(self) -> None:
-        """Write a checkpoint of this step and remove those that need not be kept."""
-        settings, folder = self.config.checkpoint, self.config.folder.checkpoints
-        self.progress.seconds = self.clock.seconds
-        with self.clock:
-            checkpoint.save(folder, self.engine, self.progress, self.config.model_dump(mode="json"))
-            if self.rank == 0:
-                checkpoint.prune(folder, settings.keep_last, settings.keep_every)
-        self.saved_at = self.progress.step
-
-    def finish(self, reason: str | None) -> None:
-        """Save what is not saved yet; at the end of the training measure the test questions and write the summary."""
-        folder, step = self.config.folder, self.progress.step
-        if self.saved_at != step and step > 0:
-            self.save()
-        if step < self.total:
-            why = reason or f"training.stop_at = {self.config.training.stop_at}"
-            self.say(f"stopped at step {step} of {self.total} ({why}); run again to go on")
-            if self.rank == 0:
-                folder.stop_file.unlink(missing_ok=True)
-            return
-        tests = self.test()
-        if self.rank == 0:
-            folder.stop_file.unlink(missing_ok=True)
-            summary = {
-                "step": step,
-                "tokens": self.progress.tokens,
-                "seconds": self.progress.seconds,
-                "skipped": self.progress.skipped,
-                "parameters": sum(torch.Size(shape).numel() for shape in self.engine.shapes.values()),
-                "best_validation_accuracy": self.best,
-                "test": tests,
-            }
-            write_text(folder.summary, json.dumps(summary, indent=1) + "\n")
-            found, page = report(folder.path)
+    def conclude(self) -> None:
+        """The page that says whether the latents did anything."""
+        if self.rank == 0 and self.progress.step == self.total:
+            found, page = report(self.config.folder.path)
             self.say(f"{found.verdict} See {page}")
 
     def test(self) -> dict[str, Any]:
@@ -462,6 +350,7 @@ class FineTuner:
         reasoner.to(self.device)
         settings, found = self.config.answers, {}
         for name, path in self.config.data.test.items():
+            self.mark(f"test {name}")
             questions, notes = usable_questions(
                 self.config, path, None, f"data.test.{name}", tokenizer, self.plan.stages, recipe, []
             )
@@ -477,19 +366,15 @@ class FineTuner:
                 self.say(note)
         return found
 
-    def introduce(self) -> None:
-        """Print what follows from the configuration, once."""
-        config, parameters = self.config, sum(torch.Size(s).numel() for s in self.engine.shapes.values())
-        state = f"continues at step {self.progress.step}" if self.progress.step else "starts"
+    def description(self) -> list[str]:
+        """Stages, questions, what was left out."""
         stages = ", ".join(
             f"{stage.number} x {stage.epochs}" + (f" ({stage.fill})" if stage.fill else "")
             for stage in self.plan.stages
         )
-        self.say(
-            f"{config.folder.path} {state}: {config.mode} with {parameters:,} trained parameters\n"
-            f"  {self.total:,} steps over {len(self.train):,} questions; stages x epochs: {stages}\n"
-            f"  {len(self.validation):,} validation questions; {self.engine.description} on {self.device.type}, "
-            f"since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        )
-        for note in self.notes:
-            self.say(f"  {note}")
+        return [
+            f"{self.config.mode} with {self.parameters:,} trained parameters",
+            f"{self.total:,} steps over {len(self.train):,} questions; stages x epochs: {stages}",
+            f"{len(self.validation):,} validation questions",
+            *self.notes,
+        ]

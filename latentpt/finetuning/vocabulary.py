@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from latentpt.config import ConfigError
-from latentpt.data.tokenizer import Tokenizer, load_tokenizer
+from latentpt.data.tokenizer import Tokenizer
 from latentpt.thoughts.model import LanguageModel
 
 
-def write_tokenizer(source: Tokenizer, markers: Sequence[str], path: Path) -> Tokenizer:
-    """Write the tokenizer with the markers added to the file at `path` (a tokenizer.json) and read it back."""
+def marked(source: Tokenizer, markers: Sequence[str]) -> bytes:
+    """The tokenizer with the markers added, as a tokenizer.json."""
     import tokenizers
 
     from latentpt.hub.pieces import to_tokenizers
@@ -23,9 +22,7 @@ def write_tokenizer(source: Tokenizer, markers: Sequence[str], path: Path) -> To
     else:
         inner = to_tokenizers(source)
     inner.add_special_tokens([tokenizers.AddedToken(marker, special=True) for marker in markers])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    inner.save(str(path))
-    return load_tokenizer(path)
+    return inner.to_str(pretty=True).encode()
 
 
 @torch.no_grad()

@@ -1,25 +1,21 @@
-"""The generate command: prompts from the command line, from a file of JSON lines, or typed in."""
+"""The generate command: prompts from the command line, from a file of JSON lines (`lines`), or typed in."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from latentpt.config import require_at_least
-from latentpt.data.errors import DataError
-from latentpt.files import write_text
-from latentpt.generation.look import look, records, table
+from latentpt.generation.lines import write_text_lines
+from latentpt.generation.look import look, table
 from latentpt.generation.narrow import narrow_matrices
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Sampling
-from latentpt.generation.text import Options, Writer
+from latentpt.generation.text import Continuation, Options, Writer
 from latentpt.seeding import stream
 from latentpt.thoughts.model import LanguageModel
 
@@ -34,15 +30,15 @@ def run(writer: Writer, arguments: argparse.Namespace) -> None:
         store_in_bf16(writer.model)
     if arguments.file is not None:
         write_text_lines(writer, Path(arguments.file), arguments.output, options, arguments.batch_size, top)
-    elif arguments.prompt is None and sys.stdin.isatty():
+    elif arguments.prompt is None and arguments.ids is None and sys.stdin.isatty():
         converse(writer, options, top)
     else:
-        prompts = arguments.prompt or [sys.stdin.read() if not sys.stdin.isatty() else ""]
-        texts = continue_prompts(writer, prompts, options)
-        for prompt, text in zip(prompts, texts, strict=True):
+        prompts = given_ids(writer, arguments.ids) if arguments.ids else given_texts(writer, arguments.prompt)
+        found = continue_prompts(writer, prompts, options)
+        for prompt, (_, new) in zip(prompts, found, strict=True):
             if top:
                 print()
-                print_thoughts(writer, prompt + text, top)
+                print_thoughts(writer, [*prompt.ids, *new], top)
 
 
 def store_in_bf16(model: LanguageModel) -> None:
@@ -71,85 +67,47 @@ def read_options(arguments: argparse.Namespace) -> Options:
     return Options(arguments.max_new_tokens, sampling, tuple(arguments.stop), prefill, arguments.draft)
 
 
-def print_thoughts(writer: Writer, text: str, top: int, first: int = 0) -> None:
-    """What is thought at every token of a text from number `first` on."""
-    ids = writer.encode(text)
-    thoughts = [thought for thought in look(writer.model, ids, top) if thought.position >= first]
-    print(table(thoughts, ids, writer.tokenizer))
+def given_texts(writer: Writer, texts: list[str] | None) -> list[Continuation]:
+    """Prompts as texts: those of the command line, or the standard input without the newline that ends it."""
+    texts = texts or [
+        sys.stdin.read().removesuffix("\n").removesuffix("\r") if not sys.stdin.isatty() else ""
+    ]
+    return [Continuation(text, writer.encode(text)) for text in texts]
 
 
-def continue_prompts(writer: Writer, prompts: list[str], options: Options) -> list[str]:
+def given_ids(writer: Writer, given: list[str]) -> list[Continuation]:
+    """Prompts as ids, numbers between commas or blanks; nothing is put before them."""
+    found = []
+    for text in given:
+        numbers = text.replace(",", " ").split()
+        ids = [int(number) if number.isdecimal() else None for number in numbers]
+        known = writer.check_ids(ids, f"--ids {text}")
+        found.append(Continuation(writer.tokenizer.decode(known), known))
+    return found
+
+
+def print_thoughts(writer: Writer, ids: list[int], top: int, first: int = 0, forgotten: int = 0) -> None:
+    """What is thought at every token of a text from number `first` on; the `forgotten` ones at its beginning were not read."""
+    read = writer.seen(fitting(ids, len(ids) - forgotten, writer.begin))
+    thoughts = [thought for thought in look(writer.model, read, top) if forgotten + thought.position >= first]
+    print(table(thoughts, read, writer.tokenizer, forgotten))
+
+
+def continue_prompts(writer: Writer, prompts: list[Continuation], options: Options) -> list[Continuation]:
     """Print each prompt with its continuation, a single one as it is written; returns the continuations."""
-    encoded = [writer.encode(prompt) for prompt in prompts]
+    encoded = [prompt.ids for prompt in prompts]
     if len(prompts) == 1:
-        unsaid = [prompts[0]]  # it comes with the first piece, so that a refusal stands alone
+        unsaid = [prompts[0].text]  # it comes with the first piece, so that a refusal stands alone
 
         def hear(_: int, piece: str) -> None:
             print((unsaid.pop() if unsaid else "") + piece, end="", flush=True)
 
-        texts = writer.continue_ids(encoded, options, hear)
+        found = writer.continuations(encoded, options, hear)
         print(unsaid.pop() if unsaid else "")
-        return texts
-    texts = writer.continue_ids(encoded, options)
-    print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
-    return texts
-
-
-# ------------------------------------------------------------------------------------------------ JSON lines
-
-
-def write_text_lines(
-    writer: Writer, path: Path, output: str | None, options: Options, batch_size: int, top: int = 0
-) -> None:
-    """Continue the `prompt` of every line of a file; write the lines with `text` added, in their order.
-
-    With `top` a line also gets `thoughts`, see `look.records`, with so many tokens for every slot.
-
-    A line may have a `seed` of its own; the others draw from the command's seed and their number. Prompts of like
-    length are decoded together.
-    """
-    lines = list(read_lines(path))
-    ids = [writer.encode(line["prompt"]) for line in lines]
-    order = sorted(range(len(lines)), key=lambda index: len(ids[index]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        streams = [_stream(lines[index], index, options.sampling.seed) for index in batch]
-        texts = writer.continue_ids([ids[index] for index in batch], options, streams=streams)
-        for index, text in zip(batch, texts, strict=True):
-            lines[index]["text"] = text
-            if top:
-                read = writer.encode(lines[index]["prompt"] + text)
-                lines[index]["thoughts"] = records(look(writer.model, read, top), read, writer.tokenizer)
-    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if output is None:
-        print(written, end="")
-    else:
-        write_text(Path(output), written)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file; raises DataError naming the first line that is none."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error})") from None
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise DataError(f'{path}: line {number} has no text under "prompt"')
-        if not isinstance(record.get("seed", 0), int):
-            raise DataError(f"{path}: line {number} has a seed that is no whole number")
-        yield record
-
-
-def _stream(record: dict[str, Any], index: int, seed: int) -> torch.Generator:
-    """A seed of the record's own acts as if the record stood alone."""
-    return stream(record["seed"], "row", 0) if "seed" in record else stream(seed, "row", index)
+        return found
+    found = writer.continuations(encoded, options)
+    print("\n\n".join(prompt.text + new.text for prompt, new in zip(prompts, found, strict=True)))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ conversation
@@ -172,19 +130,21 @@ def converse(writer: Writer, options: Options, top: int = 0) -> None:
             continue
         known = len(writer.encode(said)) if said else 0
         said += line if not said or not line else "\n" + line
-        said += answer(writer, said, options, turn)
+        text, forgotten = answer(writer, said, options, turn)
+        said += text
         if top:
-            print_thoughts(writer, said, top, known)
+            print_thoughts(writer, writer.encode(said), top, known, forgotten)
 
 
-def answer(writer: Writer, said: str, options: Options, turn: int) -> str:
-    """Print what the model says next and return it; Ctrl-C ends it early.
+def answer(writer: Writer, said: str, options: Options, turn: int) -> tuple[str, int]:
+    """Print what the model says next; returns it, and how many tokens it has forgotten. Ctrl-C ends it early.
 
     Where not everything fits model.max_positions, the oldest tokens are forgotten; an answer takes half of them at most.
     """
     limit = writer.model.config.max_positions
     options = options._replace(max_new_tokens=min(options.max_new_tokens, max(limit // 2, 1)))
-    ids = fitting(writer.encode(said), limit - options.max_new_tokens)
+    everything = writer.encode(said)
+    ids = fitting(everything, limit - options.max_new_tokens, writer.begin)
     pieces: list[str] = []
 
     def hear(_: int, piece: str) -> None:
@@ -194,9 +154,10 @@ def answer(writer: Writer, said: str, options: Options, turn: int) -> str:
     with contextlib.suppress(KeyboardInterrupt):
         writer.continue_ids([ids], options, hear, streams=[stream(options.sampling.seed, "turn", turn)])
     print()
-    return "".join(pieces)
+    return "".join(pieces), len(everything) - len(ids)
 
 
-def fitting(ids: list[int], room: int) -> list[int]:
-    """The last ids that fit; at least one."""
-    return ids[-max(room, 1) :]
+def fitting(ids: list[int], room: int, begin: int | None = None) -> list[int]:
+    """The last ids that fit, at least one; an id that begins every text stays at the beginning."""
+    kept = ids[-max(room, 1) :]
+    return kept if begin is None or len(kept) in (1, len(ids)) else [begin, *kept[1:]]

@@ -73,12 +73,12 @@ def look(model: LanguageModel, ids: Sequence[int], top: int = 5) -> list[Thought
     return sorted(watch.thoughts, key=lambda thought: (thought.position, thought.slot))
 
 
-def table(thoughts: Sequence[Thought], ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The thoughts as text: a line for every position, and under it one for every slot with its norm."""
+def table(thoughts: Sequence[Thought], ids: Sequence[int], tokenizer: Tokenizer, first: int = 0) -> str:
+    """The thoughts as text: a line for every position, counted from `first`, and under it one for every slot with its norm."""
     lines = []
     for thought in thoughts:
         if thought.slot == 0:
-            lines.append(f"{thought.position:5}  {_shown(tokenizer, ids[thought.position])}")
+            lines.append(f"{first + thought.position:5}  {_shown(tokenizer, ids[thought.position])}")
         leaning = "  ".join(f"{_shown(tokenizer, token)} {p:.2f}" for token, p in thought.likeliest)
         weight = "" if thought.weight is None else f"  W {thought.weight:.2f}"
         lines.append(f"       slot {thought.slot}: |h| {thought.norm:.3g}{weight}  {leaning}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,15 +56,54 @@ class Options(NamedTuple):
     """Tokens that are guessed and verified at once, see `speculate`; 0 guesses none."""
 
 
+BEGINNINGS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[BOS]")
+"""Names under which tokenizers in use keep the token that begins a text, best known first."""
+
+
+def beginning_token(tokenizer: Tokenizer, asked: str = "") -> int:
+    """The id that begins texts: the one `asked` for, by its name or number, else the one that the vocabulary names.
+
+    A vocabulary that names none begins texts after the end-of-document token. Raises DataError where there is no such id.
+    """
+    if asked:
+        named = tokenizer.token_id(asked)
+        found = int(asked) if named is None and asked.isdecimal() else named
+        if found is None or found >= tokenizer.vocab_size:
+            raise DataError(
+                f"{tokenizer.path}: has no token {asked!r}; its ids end at {tokenizer.vocab_size - 1}"
+            )
+        return found
+    named_ids = (tokenizer.token_id(name) for name in BEGINNINGS)
+    found = next((i for i in named_ids if i is not None), tokenizer.eod_id)
+    if found is None:
+        raise DataError(
+            f"{tokenizer.path}: names no token that begins a text; say which with --bos, by its text or id"
+        )
+    return found
+
+
+class Continuation(NamedTuple):
+    """What was written after a prompt."""
+
+    text: str
+    """Without the prompt and without what ended it."""
+    ids: list[int]
+    """Its ids, without those that have no text."""
+
+
 class Writer:
     """A model that continues texts."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, begin: int | None = None) -> None:
+        """`begin` is an id that stands before every text, see `beginning_token`; None puts nothing there."""
+        self.model, self.tokenizer, self.begin = model, tokenizer, begin
+        self._told = False  # of a text beyond max_positions
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt; an empty one begins, as documents do, after the end-of-document token."""
         ids = self.tokenizer.encode(prompt)
+        if self.begin is not None:
+            return [self.begin, *ids]
         if ids:
             return ids
         if self.tokenizer.eod_id is None:
@@ -71,6 +111,34 @@ class Writer:
                 "the prompt is empty, and the tokenizer has no end-of-document token to begin with"
             )
         return [self.tokenizer.eod_id]
+
+    def check_ids(self, ids: Any, where: str) -> list[int]:
+        """A prompt that was given as ids; raises DataError, beginning with `where`, for what is no list of the model's ids."""
+        size = self.model.config.vocab_size
+        if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < size for i in ids):
+            raise DataError(
+                f"{where}: ids are one or more whole numbers from 0 to {size - 1}, the model's vocabulary"
+            )
+        return ids
+
+    def seen(self, ids: list[int]) -> list[int]:
+        """The ids that a model may have read: a learned table of positions ends, and the last token is never read."""
+        return ids[: self.model.config.max_positions] if self._ends else ids
+
+    @property
+    def _ends(self) -> bool:
+        return self.model.config.positions == "learned"
+
+    def _mind(self, positions: int) -> None:
+        """Warn, once, of a text that is longer than what rotary positions were trained for."""
+        limit = self.model.config.max_positions
+        if positions > limit and not self._ends and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the text goes beyond model.max_positions = {limit}, the longest that the model was made for; what it "
+                "writes there may be worse",
+                stacklevel=3,
+            )
 
     def write(
         self,
@@ -91,15 +159,31 @@ class Writer:
         on_text: Callable[[int, str], None] | None = None,
         streams: Sequence[torch.Generator] | None = None,
     ) -> list[str]:
-        """Texts that continue the prompts, up to the end-of-document token, a stop string or the length asked for.
+        """Texts that continue the prompts, see `continuations`."""
+        return [found.text for found in self.continuations(prompts, options, on_text, streams)]
 
-        `streams` replace the rows' random streams. Raises ValueError for options that do not fit the model.
+    def continuations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        on_text: Callable[[int, str], None] | None = None,
+        streams: Sequence[torch.Generator] | None = None,
+    ) -> list[Continuation]:
+        """What continues the prompts, up to the end-of-document token, a stop string or the length asked for.
+
+        `streams` replace the rows' random streams. Warns once where rotary positions go beyond max_positions. Raises
+        ValueError for options that do not fit the model.
         """
         eod = [] if self.tokenizer.eod_id is None else [self.tokenizer.eod_id]
         growing = [GrowingText(self.tokenizer, eod, options.stop, prompt) for prompt in prompts]
+        new: list[list[int]] = [[] for _ in prompts]
+        self._mind(max(map(len, prompts), default=0))
 
         def on_token(row: int, token: int) -> bool:
             piece = growing[row].add(token)
+            if token not in eod:
+                new[row].append(token)
+                self._mind(len(prompts[row]) + len(new[row]) - 1)  # the last one is not read
             if piece and on_text is not None:
                 on_text(row, piece)
             return growing[row].ended
@@ -118,7 +202,7 @@ class Writer:
             piece = text.rest()
             if piece and on_text is not None:
                 on_text(row, piece)
-        return [text.said for text in growing]
+        return [Continuation(text.said, ids) for text, ids in zip(growing, new, strict=True)]
 
 
 CONTEXT_IDS = 8

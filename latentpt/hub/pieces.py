@@ -79,7 +79,7 @@ def _model(proto: sentencepiece_model_pb2.ModelProto, tokenizer: Tokenizer) -> m
         from transformers.convert_slow_tokenizer import generate_merges
     except ImportError:
         raise ConfigError(
-            f"{tokenizer.path}: finding a BPE model's merges needs transformers; pip install latentpt[hub]"
+            f"{tokenizer.path}: finding a BPE model's merges needs transformers; pip install -c constraints.txt -e '.[hub]'"
         ) from None
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     normal = [piece for piece in proto.pieces if piece.type == _NORMAL]

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from latentpt.data.errors import DataError
-from latentpt.evaluation.command import identity
+from latentpt.evaluation.results import of_weights, read_results
 from latentpt.hub.card import model_card, run_figures
 from latentpt.hub.folders import export_folder, loading_class
 from latentpt.hub.source import Source, open_source
+from latentpt.run.reading import Reading, write_reading
+from latentpt.thoughts.identity import identity
 
 
 def publish(arguments: argparse.Namespace) -> str:
@@ -31,6 +33,11 @@ def publish(arguments: argparse.Namespace) -> str:
     card = model_card(title, source.model, loader, _figures(source, arguments))
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     lacking = export_folder(source.model, output, tokenizer, card, dtype)
+    if source.run is not None:
+        data = source.run.data
+        write_reading(
+            output, Reading(sequence_length=data.sequence_length, mask_documents=data.mask_documents)
+        )
     without = "" if tokenizer is not None else " (without a tokenizer: none was at hand)"
     if lacking:
         without = f" (with its tokenizer.model alone: {lacking})"
@@ -47,8 +54,7 @@ def _figures(source: Source, arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.step is not None:
         figures["step"] = f"{arguments.step:,}"
     summary = _read(folder / "summary.json") if arguments.step is None else {}  # it is about the last step
-    evaluation = _read(folder / "evaluation" / "results.json")
-    evaluated = evaluation["results"] if evaluation.get("model") == identity(source.model) else {}
+    evaluated = of_weights(read_results(folder / "evaluation"), identity(source.model))
     return figures | run_figures(summary, evaluated)
 
 

@@ -8,10 +8,9 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from latentpt.config import Section, load_config
 from latentpt.data.config import DataConfig
 from latentpt.modeling.config import ModelConfig
-from latentpt.run.folder import RunFolder
+from latentpt.run.folder import FolderConfig, load_folder_config
 from latentpt.run.sections import (
     CheckpointConfig,
     LearningRateConfig,
@@ -24,13 +23,11 @@ from latentpt.run.sections import (
 from latentpt.thoughts.config import ThoughtsConfig
 
 
-class RunConfig(Section):
+class RunConfig(FolderConfig):
     """Everything that decides a training."""
 
     renamed: ClassVar[dict[str, str]] = {"schedule": "learning_rate"}
 
-    output: str = ""
-    """Folder of the run; empty means runs/ and the name of the configuration file."""
     seed: int = 0
     """Decides initial weights, order of samples and drawn refinements, each as a function of (seed, step)."""
     model: ModelConfig = ModelConfig()
@@ -80,13 +77,7 @@ class RunConfig(Section):
         """Optimizer steps of the whole training."""
         return self.training.total_steps(self.data.sequence_length)
 
-    @property
-    def folder(self) -> RunFolder:
-        """Where the run keeps everything."""
-        return RunFolder(Path(self.output))
-
 
 def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Load a run's configuration; raises ConfigError, see `latentpt.config.load_config`."""
-    config = load_config(RunConfig, path, overrides)
-    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
+    return load_folder_config(RunConfig, path, overrides)

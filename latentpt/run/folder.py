@@ -3,26 +3,30 @@
 runs/NAME/
     config.yaml          the resolved configuration
     config-until-*.yaml  those that held before, up to the step in the name
-    versions.json        packages, Python, git revision, device
+    versions.json        packages, Python, git revision, machine, date
     metrics.jsonl        one JSON object a line: what was measured at which step
     tensorboard/         the same for TensorBoard
     checkpoints/         see latentpt.run.checkpoints
     summary.json         written when the training has reached its end
+    report.html          the run on one page, with report.png; texts.json has what it wrote
     STOP                 create it to have the training saved and stopped
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from latentpt.config import Section, to_yaml
+from latentpt.config import Section, load_config, to_yaml
 from latentpt.files import write_text
 
 PACKAGES = (
@@ -74,6 +78,26 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def picture(self) -> Path:
+        """The curves of the page."""
+        return self.path / "report.png"
+
+    @property
+    def texts(self) -> Path:
+        """What the model wrote for the page."""
+        return self.path / "texts.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of what launch/eval.py measured."""
+        return self.path / "evaluation"
+
+    @property
     def stop_file(self) -> Path:
         """Asks a running training to save and stop."""
         return self.path / "STOP"
@@ -82,16 +106,38 @@ class RunFolder:
         """The configuration that held until `step`, where another one followed."""
         return self.path / f"config-until-{step:08d}.yaml"
 
-    def describe_run(self, config: Section, device: str, step: int = 0) -> None:
+    def describe_run(self, config: Section, device: str, step: int = 0, processes: int = 1) -> None:
         """Write config.yaml and versions.json; a configuration that changes after `step` steps is kept beside them."""
         if step and self.config.exists() and self.config.read_text(encoding="utf-8") != to_yaml(config):
             write_text(self.earlier_config(step), self.config.read_text(encoding="utf-8"))
         write_text(self.config, to_yaml(config))
-        write_text(self.versions, json.dumps(versions() | {"device": device}, indent=1) + "\n")
+        made = versions() | {"device": device, "processes": processes}
+        write_text(self.versions, json.dumps(made, indent=1) + "\n")
+
+
+class FolderConfig(Section):
+    """A configuration whose training keeps everything in one folder."""
+
+    output: str = ""
+    """Folder of the run; empty means runs/ and the name of the configuration file."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps everything."""
+        return RunFolder(Path(self.output))
+
+
+F = TypeVar("F", bound=FolderConfig)
+
+
+def load_folder_config(kind: type[F], path: str | Path, overrides: Iterable[str] = ()) -> F:
+    """Load a configuration and name its folder; raises ConfigError, see `latentpt.config.load_config`."""
+    config = load_config(kind, path, overrides)
+    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
 
 
 def versions() -> dict[str, Any]:
-    """Package versions, Python, git revision of the code and the command line."""
+    """Package versions, Python, git revision of the code, the command line, the machine and the time."""
     installed = {}
     for name in PACKAGES:
         try:
@@ -104,6 +150,24 @@ def versions() -> dict[str, Any]:
         "git": _git("rev-parse", "HEAD"),
         "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
         "command": sys.argv,
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, the cores that this process may use, and memory in GiB."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []  # not Linux
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": next(names, platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(memory / 2**30),
+        "system": platform.platform(),
     }
 
 

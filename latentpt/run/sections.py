@@ -176,7 +176,7 @@ class ValidationConfig(Section):
     every: Count = 500
     """Steps between measurements."""
     samples: Count | None = 256
-    """Samples of data.sequence_length tokens measured each time, from the start of the shards; null means all."""
+    """Samples of data.sequence_length tokens of each held-out source, evenly spread over it and the same each time; null means all."""
 
 
 class MonitorConfig(Section):
@@ -186,5 +186,7 @@ class MonitorConfig(Section):
     """Steps between lines of metrics.jsonl (and of the console where it is no terminal)."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder."""
+    report: bool = True
+    """When a pretraining ends or stops write the page about the run, report.html; `launch/report.py` makes it at any time."""
     peak_tflops: Positive | None = None
     """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""

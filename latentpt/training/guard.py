@@ -78,6 +78,8 @@ class StopSignals:
 class TrainingDivergedError(ConfigError):
     """Gradients were not finite for too many steps in a row: the configuration does not train."""
 
+    exit_code = 1  # the input was fine
+
 
 class SkippedSteps:
     """Counts steps that were skipped because a gradient was not finite; every rank sees the same ones.

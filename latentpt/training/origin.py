@@ -3,36 +3,77 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from latentpt.config import ConfigError, differences
-from latentpt.data.identity import check_identity, data_identity
+from latentpt.data.identity import check_identity
 from latentpt.files import LOCK, exclusive
-from latentpt.run import RunConfig, checkpoints, cut_metrics
+from latentpt.run import checkpoints, cut_metrics
+from latentpt.run.command import Start
+from latentpt.run.folder import FolderConfig
 from latentpt.training import checkpoint
 
 T = TypeVar("T")
-Start = Literal["auto", "resume", "fresh"]
-"""auto: from the latest checkpoint if there is one; resume: there must be one; fresh: anew, setting the folder aside."""
 
-# A resumed training must go on with these as they were, or it would not be the same training.
-FIXED = ("seed", "model.", "data.sequence_length")
+
+@dataclass
+class Claim:
+    """A run's folder in the hands of one training: looked at, not touched until `make_ready`."""
+
+    config: FolderConfig
+    start: Start
+    origin: Path | None
+    """The checkpoint from which the training continues, None for a new one."""
+    there: bool
+    held: ExitStack
+
+    def make_ready(self, device: torch.device) -> None:
+        """Write what a training from `origin` begins with, now that there is nothing left to refuse; collective."""
+        folder = self.config.folder.path
+        dist.barrier()  # every rank has seen the folder as it was
+        if not self.there:
+            hold(folder, self.held)
+        if dist.get_rank() == 0:
+            prepare_folder(self.config, self.origin, self.start, device)
+        dist.barrier()
+        if self.there and self.start.kind == "fresh":  # the old folder's lock went with it
+            self.held.close()
+            hold(folder, self.held)
+
+
+@contextmanager
+def claimed(
+    config: FolderConfig, start: Start, fixed: Sequence[str], data: Mapping[str, str]
+) -> Iterator[Claim]:
+    """Keep a run's folder for this training while the block runs; collective.
+
+    Raises ConfigError, on every rank, where ranks were started differently, another training is in the folder, or for what
+    `find_origin` refuses.
+    """
+    check_alike(config)
+    folder = config.folder.path
+    with ExitStack() as held:
+        there = from_rank_0(folder.is_dir())
+        if there:
+            hold(folder, held)
+        yield Claim(config, start, find_origin(config, start, fixed, data), there, held)
 
 
 def find_origin(
-    config: RunConfig, start: Start, step: int | None = None, other_data: bool = False
+    config: FolderConfig, start: Start, fixed: Sequence[str], data: Mapping[str, str]
 ) -> Path | None:
     """The checkpoint from which the training continues, None for a new one; collective.
 
     One rank looks for it, since another may see a stale listing of a shared folder, and all together verify its files. A
-    damaged one is named on stderr and the one before it taken. `step` asks for one checkpoint, `other_data` for going on
-    although the data have changed.
+    damaged one is named on stderr and the one before it taken. `fixed` are beginnings of keys that must be as they were, or
+    it would not be the same training; `data` is what the training reads now, see `latentpt.data.identity`.
 
     Raises:
         ConfigError: `start` cannot be met, no checkpoint is intact, or the one there is belongs to another training.
@@ -40,27 +81,27 @@ def find_origin(
     """
     folder = config.folder
     saved = from_rank_0(checkpoints.committed(folder.checkpoints))
-    if start == "resume" and not saved:
+    if start.kind == "resume" and not saved:
         raise ConfigError(
             f"{folder.path} holds no checkpoint to resume from; leave --resume out to start a training"
         )
-    if start == "fresh":
+    if start.kind == "fresh":
         return None
-    if not saved and step is None:
+    if not saved and start.step is None:
         refuse_unfinished(folder.checkpoints)
         return None
-    if step is not None:
-        saved = [checkpoints.find(folder.checkpoints, step)]
+    if start.step is not None:
+        saved = [checkpoints.find(folder.checkpoints, start.step)]
     origin = newest_intact(saved)
-    for key, old, new in changes(config, origin):
-        if key.startswith(FIXED):
+    for key, old, new in changes(config.model_dump(mode="json"), origin):
+        if key.startswith(tuple(fixed)):
             raise ConfigError(
                 f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; "
                 "choose another output folder, or set the old one aside with --fresh"
             )
     begun_with = checkpoints.read_meta(origin).progress.data
-    if begun_with and not other_data:
-        check_identity(begun_with, data_identity(config.data))
+    if begun_with and not start.other_data:
+        check_identity(begun_with, data)
     return origin
 
 
@@ -98,7 +139,7 @@ def newest_intact(saved: Sequence[Path]) -> Path:
     )
 
 
-def check_alike(config: RunConfig) -> None:
+def check_alike(config: FolderConfig) -> None:
     """Refuse ranks that were started with different configurations, on all of them alike; collective."""
     for rank, other in enumerate(from_all(config.model_dump(mode="json"))):
         if rank == 0:
@@ -143,22 +184,26 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def changes(config: RunConfig, origin: Path) -> list[tuple[str, Any, Any]]:
-    """Keys of the configuration that differ from those of a checkpoint, with its value and the new one."""
+def changes(values: Mapping[str, Any], origin: Path) -> list[tuple[str, Any, Any]]:
+    """Keys of a configuration, dumped, that differ from those of a checkpoint, with its value and the new one."""
     before = checkpoints.read_meta(origin).config
-    return list(differences(before, config.model_dump(mode="json")))
+    return list(differences(before, values))
 
 
-def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device: torch.device) -> None:
+def prepare_folder(config: FolderConfig, origin: Path | None, start: Start, device: torch.device) -> None:
     """Make the run's folder ready for a training from `origin`; one rank calls it."""
     folder = config.folder
-    if start == "fresh" and folder.path.exists() and [path.name for path in folder.path.iterdir()] != [LOCK]:
+    if (
+        start.kind == "fresh"
+        and folder.path.exists()
+        and [path.name for path in folder.path.iterdir()] != [LOCK]
+    ):
         number = 1
         while (aside := folder.path.with_name(f"{folder.path.name}.old-{number}")).exists():
             number += 1
         folder.path.rename(aside)
     if origin is not None:
-        for key, old, new in changes(config, origin):
+        for key, old, new in changes(config.model_dump(mode="json"), origin):
             print(f"note: {key} was {old} and is {new} from here on", flush=True)
     checkpoint.remove_unfinished(folder.checkpoints)
     if origin is not None:
@@ -167,4 +212,5 @@ def prepare_folder(config: RunConfig, origin: Path | None, start: Start, device:
     folder.stop_file.unlink(missing_ok=True)
     folder.summary.unlink(missing_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    folder.describe_run(config, name, checkpoints.step_of(origin) if origin is not None else 0)
+    step = checkpoints.step_of(origin) if origin is not None else 0
+    folder.describe_run(config, name, step, dist.get_world_size())

@@ -48,7 +48,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._world > 1:
-            store = dist.distributed_c10d._get_default_store().clone()  # a connection of our own
+            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # a connection of our own
             self._store = dist.PrefixStore("watchdog", store)
             threading.Thread(target=self._keep_exchanging, name="signs of life", daemon=True).start()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

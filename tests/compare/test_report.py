@@ -1,6 +1,7 @@
 """The report: figures of the table, a verdict only where the spread allows one, files that need no others."""
 
 import base64
+import json
 import re
 import shutil
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_files_are_self_contained_and_generated_text_is_escaped(results):
     assert "&lt;cat&gt; sat" in page and "<cat>" not in page
     assert "4.0000 (unigram)" in page
     assert "The <cat> sat" in text
+
+
+def test_the_head_says_when_on_what_and_with_what_the_arms_were_trained(results):
+    whole = results(seeds=[0, 1])
+    for number, arm in enumerate(["vanilla", "latent"]):
+        made = {
+            "date": f"2026-01-0{number + 1} 10:00:00", "device": "cpu", "packages": {"torch": f"2.{number}"},
+            "machine": {"processor": "<A chip>", "cores": 2, "memory_gib": 23}, "python": "3.11.7", "git": "abcdef" * 6,
+        }  # fmt: skip
+        (whole.plan.run_folder(arm, 0) / "versions.json").write_text(json.dumps(made))
+    write_report(whole, unigram=4.0)
+    page = Path("out/report.html").read_text()
+    head = page.split("<table")[0]
+    assert "trained 2026-01-01 to 2026-01-02, reported 20" in head
+    assert "cpu, &lt;A chip&gt;, 2 cores, 23 GiB" in head
+    assert "Python 3.11.7, torch 2.0 / latentpt at abcdefabcd, Python 3.11.7, torch 2.1" in head
+    assert "trained 2026-01-01 to 2026-01-02" in Path("out/report.md").read_text()
 
 
 def test_a_comparison_without_finished_runs_has_no_report(comparison):

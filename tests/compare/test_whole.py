@@ -23,7 +23,7 @@ def test_a_comparison_from_plan_to_report(comparison):
         "data": {"train": "shards/train", "validation": "shards/validation", "sequence_length": 16},
         "training": {"steps": 6, "batch_samples": 4, "micro_batch": 2},
         "validation": {"every": 2, "samples": 8},
-        "monitor": {"every": 1, "tensorboard": False},
+        "monitor": {"every": 1, "tensorboard": False, "report": False},
     }
     Path("base.yaml").write_text(yaml.safe_dump(base))
     comparison(arms={"vanilla": {}, "stages": STAGES})

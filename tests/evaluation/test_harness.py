@@ -9,7 +9,7 @@ import torch
 from latentpt.config import ConfigError
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.evaluation.answers import Answers
-from latentpt.evaluation.harness import load_local_task, local_tasks, make_adapter, run_tasks
+from latentpt.evaluation.harness import load_local_task, local_tasks, make_adapter, run_tasks, standard_error
 from latentpt.evaluation.scoring import score
 from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Options, Writer
@@ -64,12 +64,39 @@ def test_accuracy_and_perplexity_are_those_of_the_scores(writer, data):
         logprob(f"Question: {n}?\nAnswer:", " one") > logprob(f"Question: {n}?\nAnswer:", " three of them")
         for n in range(3)
     ]
-    assert found["piqa"]["acc"] == pytest.approx(np.mean([r == (n % 2 == 0) for n, r in enumerate(right)]))
+    assert found["piqa"].metrics["acc"] == pytest.approx(
+        np.mean([r == (n % 2 == 0) for n, r in enumerate(right)])
+    )
     logprobs = [logprob("a b", " c"), logprob("d", " ef")]
-    assert found["lambada_openai"]["perplexity"] == pytest.approx(np.exp(-np.mean(logprobs)), rel=1e-4)
+    assert found["lambada_openai"].metrics["perplexity"] == pytest.approx(
+        np.exp(-np.mean(logprobs)), rel=1e-4
+    )
     says_she = logprob("she said", " went.") > logprob("he", " went.")
-    assert found["winogrande"]["acc"] == float(says_she)
-    assert found["wikitext2"]["bits_per_byte"] > 0
+    assert found["winogrande"].metrics["acc"] == float(says_she)
+    assert found["wikitext2"].metrics["bits_per_byte"] > 0
+
+
+def test_every_metric_of_a_task_has_a_standard_error_over_its_items(writer, data):
+    adapter = make_adapter(writer, 2, "training", Answers(None, ""))
+    names = ["piqa", "lambada_openai", "wikitext2"]
+    found = run_tasks(adapter, names, data, 0, None, online=False)
+    assert {name: found[name].items for name in names} == {"piqa": 3, "lambada_openai": 2, "wikitext2": 6}
+    assert all(set(found[name].errors) == set(found[name].metrics) for name in names)
+    acc = found["piqa"].metrics["acc"]
+    assert found["piqa"].errors["acc"] == pytest.approx(np.sqrt(acc * (1 - acc) / 2))
+    assert run_tasks(adapter, ["piqa"], data, 0, 2, online=False)["piqa"].items == 2
+
+
+def test_an_error_passes_through_what_the_harness_makes_of_documents():
+    logprobs, words = [-3.0, -5.0, -1.0], [2, 4, 1]
+    mean, rate = np.mean(logprobs), sum(logprobs) / sum(words)
+    error = np.std(logprobs, ddof=1) / np.sqrt(3)
+    assert standard_error(mean, logprobs) == pytest.approx(error)
+    assert standard_error(np.exp(-mean), logprobs) == pytest.approx(np.exp(-mean) * error)
+    pairs = list(zip(logprobs, words, strict=True))
+    of_rate = standard_error(np.exp(-rate), pairs) / np.exp(-rate)
+    assert standard_error(-rate / np.log(2), pairs) == pytest.approx(of_rate / np.log(2))
+    assert standard_error(0.123, logprobs) is None and standard_error(-3.0, [-3.0]) is None
 
 
 def test_few_shot_contexts_hold_other_examples(writer, data):

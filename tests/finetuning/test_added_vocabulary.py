@@ -5,7 +5,7 @@ import torch
 
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.finetuning.building import write_symbol_tokenizer
-from latentpt.finetuning.vocabulary import grown, vocabulary_tables, write_tokenizer
+from latentpt.finetuning.vocabulary import grown, marked, vocabulary_tables
 from tests.conftest import tiny_ids, tiny_model
 
 
@@ -40,11 +40,10 @@ def test_every_family_has_tables_of_its_vocabulary_alone(family):
 def test_markers_are_single_tokens_that_text_does_not_become(tmp_path):
     write_symbol_tokenizer(tmp_path / "a" / "tokenizer.json", 5)
     plain = load_tokenizer(tmp_path / "a")
-    marked = write_tokenizer(plain, ["<|latent|>"], tmp_path / "b" / "tokenizer.json")
-    new = marked.token_id("<|latent|>")
-    assert new == plain.vocab_size and marked.vocab_size == plain.vocab_size + 1
-    assert new not in marked.encode("1 <|latent|> 2")
-    assert (
-        write_tokenizer(marked, ["<|latent|>"], tmp_path / "c" / "tokenizer.json").token_id("<|latent|>")
-        == new
-    )
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(marked(plain, ["<|latent|>"]))
+    once = load_tokenizer(path)
+    new = once.token_id("<|latent|>")
+    assert new == plain.vocab_size and once.vocab_size == plain.vocab_size + 1
+    assert new not in once.encode("1 <|latent|> 2")
+    assert marked(once, ["<|latent|>"]) == path.read_bytes()

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from latentpt.config import ConfigError, to_yaml
+from latentpt.data.errors import DataError
+from latentpt.files import exclusive
 from latentpt.finetuning.config import Mode
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.finetuning.trainer import finetune
@@ -173,6 +175,34 @@ def test_a_run_of_another_curriculum_is_not_continued(data, tmp_path):
     finetune(tiny(tmp_path / "run", data, "coconut", training={"stop_at": 1}))
     with pytest.raises(ConfigError, match=r"coconut.c_thought is 1 there and 2 here"):
         finetune(tiny(tmp_path / "run", data, "coconut", coconut={"c_thought": 2}))
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(data, tmp_path):
+    config = tiny(tmp_path / "run", data, "cot")
+    with (
+        exclusive(config.folder.path),
+        pytest.raises(ConfigError, match="is being trained by another process"),
+    ):
+        finetune(config)
+    assert not config.folder.config.exists()
+
+
+def test_a_run_is_not_continued_on_other_questions(data, tmp_path):
+    train = tmp_path / "train.jsonl"
+    train.write_text((data / "train.jsonl").read_text())
+    config = tiny(tmp_path / "run", data, "cot", data={"train": str(train)}, training={"stop_at": 1})
+    finetune(config)
+    train.write_text((data / "validation.jsonl").read_text())
+    with pytest.raises(DataError, match=r"the source 'train.jsonl' is not the one the run was begun with"):
+        finetune(config)
+
+
+def test_stages_have_learning_rates_of_their_own(data, tmp_path):
+    stages = [{"epochs": 1}, {"epochs": 1, "fill": "hidden", "lr": 3e-3}, {"epochs": 1, "fill": "pause"}]
+    config = tiny(tmp_path / "run", data, "lt_tuning", lt={"stages": stages})
+    finetune(config)
+    rates = {line["stage"]: line["lr"] for line in lines(config, "train").values()}
+    assert rates == {1: 1e-2, 2: 3e-3, 3: 1e-2}
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path):

@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentpt.config import build, load_config
+from latentpt.config import ConfigError, build, load_config
 from latentpt.data.errors import DataError
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.finetuning.answers import is_right
-from latentpt.finetuning.building import BuildConfig, build_examples, write_symbol_tokenizer
+from latentpt.finetuning.building import (
+    BuildConfig,
+    build_examples,
+    write_sentence_tokenizer,
+    write_symbol_tokenizer,
+)
 from latentpt.finetuning.coconut import Markers, coconut_prompt, coconut_row, drawn_stage, removed_and_latents
 from latentpt.finetuning.config import CoconutConfig, FinetuneConfig, LtStage, load_finetune_config
 from latentpt.finetuning.examples import Example, read_examples
@@ -71,6 +76,25 @@ def test_rows_depend_on_seed_part_and_index_alone():
     config = BuildConfig(task="symbolic_prosqa", output="", nodes=10, hops=(2, 2), symbols=12)
     assert build_examples(config, "train", 4)[:2] == build_examples(config, "train", 2)
     assert build_examples(config, "train", 2) != build_examples(config, "test", 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hops": (4, 3)}, r"hops = \[4, 3\] must be the least and the most"),
+        ({"nodes": 31}, "the nearest value that works is 30"),
+        ({"rows": (0, 1, 1)}, "a whole number of at least 1.*got 0"),
+    ],
+)
+def test_data_sets_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(BuildConfig, {"task": "symbolic_prosqa", "output": "x", **values})
+
+
+def test_a_graph_that_does_not_exist_is_not_searched_for_ever(monkeypatch):
+    monkeypatch.setattr("latentpt.finetuning.graphs.DRAWS", 50)
+    with pytest.raises(ConfigError, match="none of 50 graphs of 3 nodes has an answer 9 to 9 hops away"):
+        draw_graph(random.Random(0), 3, hops=(9, 9))
 
 
 def test_sums_are_right():
@@ -321,7 +345,8 @@ def test_every_step_has_its_moment():
     assert plan.steps == 2 * 3 + 4 and plan.epochs == 3
     assert [moment.epoch for moment in moments] == [0] * 3 + [1] * 3 + [2] * 4
     assert [moment.step_in_stage for moment in moments] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
-    assert [step for step in range(plan.steps) if plan.ends_epoch(step)] == [2, 5, 9]
+    assert [step for step, moment in enumerate(moments) if moment.ends_epoch] == [2, 5, 9]
+    assert [step for step, moment in enumerate(moments) if moment.ends_stage] == [5, 9]
 
 
 # ------------------------------------------------------------------------------------------------------ answers
@@ -361,6 +386,29 @@ def test_symbols_are_single_tokens_and_pieces_concatenate(tmp_path):
         "4",
     ]
     assert tokenizer.encode("3 4\n") + tokenizer.encode("### 4") == tokenizer.encode("3 4\n### 4")
+
+
+def test_sentences_are_two_tokens_each_and_pieces_concatenate(tmp_path):
+    write_sentence_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path)
+    pieces = ["Bob is a lempus. Every lempus is a yumpus. Is Bob a yumpus or hilpus?\n", "Bob is a lempus.\n", "### Bob is a yumpus."]  # fmt: skip
+    ids = [tokenizer.encode(piece) for piece in pieces]
+    assert [len(some) for some in ids] == [10, 3, 3]
+    assert [token for some in ids for token in some] == tokenizer.encode("".join(pieces))
+    assert [tokenizer.decode(some) for some in ids[1:]] == pieces[1:]
+    assert tokenizer.decode(ids[0]) == pieces[0].replace(". ", ".").replace("Is Bob", "IsBob")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not at hand")
+@pytest.mark.parametrize("file", ["test.json", "matched_test.json.gz"])
+def test_the_sentences_of_the_released_rows_have_no_unknown_words(file, tmp_path):
+    write_sentence_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path)
+    for example in read_examples(SHARED / "prosqa" / file):
+        question, steps, answer = coconut_wording(example)
+        assert tokenizer.token_id("<unk>") not in tokenizer.encode(question)
+        for text in (*steps, answer):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 # ------------------------------------------------------------------------------------------------------ configurations

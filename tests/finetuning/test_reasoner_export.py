@@ -9,7 +9,7 @@ from latentpt.finetuning import latent_forward, latent_generate
 from latentpt.finetuning.building import write_symbol_tokenizer
 from latentpt.finetuning.publish import export_reasoner
 from latentpt.finetuning.reasoner import Reasoner, Recipe, load_reasoner, save_reasoner
-from latentpt.finetuning.vocabulary import write_tokenizer
+from latentpt.finetuning.vocabulary import marked
 from latentpt.hub.folders import load_folder
 from tests.conftest import tiny_model
 
@@ -29,7 +29,8 @@ CASES = {
 def made(tmp_path, family, thoughts=None, **recipe):
     """A reasoner with random weights, its recipe and tokenizer."""
     write_symbol_tokenizer(tmp_path / "plain" / "tokenizer.json", 20)
-    tokenizer = write_tokenizer(load_tokenizer(tmp_path / "plain"), MARKS, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_bytes(marked(load_tokenizer(tmp_path / "plain"), MARKS))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     model = tiny_model(family, torch.float32, size={"vocab_size": tokenizer.vocab_size}, **(thoughts or {}))
     marks = tuple(tokenizer.token_id(mark) for mark in MARKS)
     values = {

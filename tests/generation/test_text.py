@@ -1,15 +1,18 @@
 """From text to text, and the command that does it."""
 
+import io
 import json
+import warnings
 
 import pytest
 import torch
 
+from latentpt.data.errors import DataError
 from latentpt.data.tokenizer import load_tokenizer
 from latentpt.generation.command import answer, converse, fitting
 from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
-from latentpt.generation.text import GrowingText, Options, Writer
+from latentpt.generation.text import GrowingText, Options, Writer, beginning_token
 from tests.conftest import tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
@@ -96,7 +99,7 @@ def test_a_file_of_prompts_comes_back_line_by_line(tmp_path, monkeypatch, capsys
     assert written[1]["text"] == alone[0]
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n{"text": "y"}\n')
     assert launch("generate", monkeypatch, "--run", run, "--file", tmp_path / "in.jsonl") == 2
-    assert 'line 2 has no text under "prompt"' in capsys.readouterr().err
+    assert 'line 2 has no text under "prompt" and no "ids"' in capsys.readouterr().err
 
 
 def test_a_conversation_goes_on_from_everything_said(tmp_path, monkeypatch, capsys):
@@ -196,3 +199,96 @@ def test_the_command_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, wron
     assert launch("generate", monkeypatch, "--run", run, "--prompt", "x", *wrong) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and out == ""
+
+
+# ------------------------------------------------------------------------------------------------ lengths and beginnings
+
+
+def learned_run(tmp_path):
+    """A run of a model with thoughts and 16 learned positions."""
+    size = {"vocab_size": BYTES_VOCAB, "max_positions": 16}
+    model = tiny_model("gpt2", torch.float32, size=size, method="latent", num_thoughts=1)
+    return write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
+
+
+def test_thoughts_are_shown_in_a_conversation_longer_than_a_learned_table(tmp_path, monkeypatch, capsys):
+    run = learned_run(tmp_path)
+    typed = iter(["abcdefghijklmn", "opqrst", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    common = ("--run", run, "--max-new-tokens", 4, "--device", "cpu", "--show-thoughts", 2)
+    assert launch("generate", monkeypatch, *common) == 0
+    out = capsys.readouterr().out
+    shown = [line.split()[:2] for line in out.splitlines() if line[:5].strip().isdecimal()]
+    assert shown[0] == ["2", "'c'"] and ["13", "'n'"] in shown  # 12 of 14 are read, 4 answered
+    assert "'t'" in [token for _, token in shown] and len({number for number, _ in shown}) == len(shown)
+
+
+def test_a_text_that_fills_a_learned_table_shows_its_thoughts(tmp_path, monkeypatch, capsys):
+    common = ("--run", learned_run(tmp_path), "--prompt", "abcdefghijkl", "--max-new-tokens", 5)
+    assert launch("generate", monkeypatch, *common, "--device", "cpu", "--show-thoughts", 2) == 0
+    assert "   15  " in capsys.readouterr().out
+
+
+def test_going_beyond_the_positions_of_a_rotary_model_is_told_once(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run", bytes_model(), write_tokenizer(tmp_path / "data"))
+    common = ("--run", run, "--device", "cpu", "--prompt", "a" * 60, "--max-new-tokens")
+    assert launch("generate", monkeypatch, *common, 5) == 0  # 64 are read, the last one is not
+    assert capsys.readouterr().err == ""
+    assert launch("generate", monkeypatch, *common, 9) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and "model.max_positions = 64" in error and error.count("\n") == 1
+    writer = Writer(bytes_model(), load_tokenizer(tmp_path / "data"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            writer.write(["a" * 65, "b" * 70], 3, Sampling())
+    assert len(told) == 1
+
+
+def test_a_token_that_begins_texts_is_the_one_asked_for_or_the_one_the_tokenizer_names(tmp_path):
+    plain = load_tokenizer(write_tokenizer(tmp_path))
+    assert beginning_token(plain) == 256  # it names none, so what ends a document begins the next
+    assert beginning_token(plain, "a") == plain.encode("a")[0] and beginning_token(plain, "12") == 12
+    with pytest.raises(DataError, match="has no token '<s>'; its ids end at 256"):
+        beginning_token(plain, "<s>")
+    assert beginning_token(load_tokenizer(shared("tokenizers", "sentencepiece", "test_model.model"))) == 1
+
+
+def test_texts_begin_with_the_token_asked_for_and_ids_are_taken_as_they_are(tmp_path, monkeypatch, capsys):
+    data = write_tokenizer(tmp_path / "data")
+    model = bytes_model(method="latent", num_thoughts=1)
+    run = write_run(tmp_path / "run", model, data)
+    tokenizer = load_tokenizer(data)
+    ids = [256, *tokenizer.encode("ab")]
+    expected = Writer(model, tokenizer).continue_ids([ids], Options(6))[0]
+    common = ("--run", run, "--max-new-tokens", 6, "--device", "cpu")
+    assert launch("generate", monkeypatch, *common, "--prompt", "ab", "--bos") == 0
+    assert capsys.readouterr().out == f"ab{expected}\n"
+    assert (
+        launch("generate", monkeypatch, *common, "--ids", ",".join(map(str, ids)), "--show-thoughts", 1) == 0
+    )
+    out = capsys.readouterr().out
+    assert out.startswith(f"<|endoftext|>ab{expected}\n") and "    0  '<|endoftext|>'" in out
+    (tmp_path / "in.jsonl").write_text(json.dumps({"ids": ids}) + '\n{"prompt": "ab"}\n')
+    assert launch("generate", monkeypatch, *common, "--file", tmp_path / "in.jsonl", "--bos") == 0
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in written] == [expected, expected]
+    for wrong in ("1,x", "257", ","):
+        assert launch("generate", monkeypatch, *common, "--ids", wrong) == 2
+        assert f"--ids {wrong}: ids are one or more whole numbers from 0 to 256" in capsys.readouterr().err
+
+
+def test_what_is_forgotten_leaves_the_token_that_begins_texts():
+    assert fitting([9, 1, 2, 3], 3, 9) == [9, 2, 3] and fitting([9, 1], 2, 9) == [9, 1]
+
+
+def test_piped_text_does_not_end_in_the_newline_of_its_command(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run", bytes_model(), write_tokenizer(tmp_path / "data"))
+    common = ("--run", run, "--max-new-tokens", 4, "--device", "cpu")
+    assert launch("generate", monkeypatch, *common, "--prompt", "one\ntwo") == 0
+    expected = capsys.readouterr().out
+    for piped in ("one\ntwo\n", "one\ntwo"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        assert launch("generate", monkeypatch, *common) == 0
+        assert capsys.readouterr().out == expected

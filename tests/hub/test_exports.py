@@ -8,10 +8,11 @@ import transformers
 
 from latentpt.config import ConfigError
 from latentpt.data.tokenizer import load_tokenizer
-from latentpt.evaluation.command import identity
+from latentpt.evaluation.results import Figures, Measurement, keep_results
 from latentpt.generation.decode import generate
 from latentpt.hub import folders
 from latentpt.hub.folders import export_folder, load_folder
+from latentpt.thoughts.identity import identity
 from latentpt.thoughts.registry import METHODS
 from tests.conftest import thinking, tiny_ids, tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
@@ -170,14 +171,13 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     model = tiny_model("pythia", torch.float32, method="latent", num_thoughts=1, size=size)
     run = write_run(tmp_path / "run", model, write_tokenizer(tmp_path / "data"))
     (run / "summary.json").write_text('{"tokens": 1024, "training_flops": 3e9, "validation_loss": 4.25}')
-    (run / "evaluation").mkdir()
-    found = {"model": identity(model), "results": {"piqa": {"acc": 0.625, "acc_stderr": 0.1}}}
-    (run / "evaluation" / "results.json").write_text(json.dumps(found))
+    figures = Figures({"acc": 0.625, "f1": 0.1}, {"acc": 0.1}, 80)
+    keep_results(run / "evaluation", [Measurement("piqa", {}, identity(model), 7, figures)])
     out = tmp_path / "hf"
     assert launch("export", monkeypatch, "--run", run, "--output", out) == 0
     assert "trust_remote_code=True" in capsys.readouterr().out
     card = (out / "README.md").read_text()
-    assert "| piqa: acc | 0.6250 |" in card and "stderr" not in card
+    assert "| piqa: acc | 0.6250 |" in card and "f1" not in card
     assert "| validation loss, nats a token | 4.2500 |" in card and "thinks 1 latent thought:" in card
     monkeypatch.chdir(tmp_path)
     exec(card.split("```python")[1].split("```")[0].replace("max_new_tokens=50", "max_new_tokens=5"), {})
@@ -189,7 +189,8 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     assert there.generation_config.eos_token_id == 256
     assert launch("export", monkeypatch, "--run", run, "--output", out) == 2
     assert "exists already" in capsys.readouterr().err
-    (run / "evaluation" / "results.json").write_text(json.dumps({**found, "model": "of another step"}))
+    (run / "evaluation" / "results.json").unlink()
+    keep_results(run / "evaluation", [Measurement("piqa", {}, "of another step", 7, figures)])
     assert launch("export", monkeypatch, "--run", run, "--output", tmp_path / "later") == 0
     assert "piqa" not in (tmp_path / "later" / "README.md").read_text()
 

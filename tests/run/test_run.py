@@ -99,8 +99,8 @@ def test_a_configuration_that_changes_is_kept_beside_the_new_one(tmp_path):
     folder = RunFolder(tmp_path)
     first, second = (load_run_config(CONFIGS / "demo.yaml", [f"optimizer.lr={lr}"]) for lr in (1e-3, 1e-4))
     folder.describe_run(first, "cpu")
-    folder.describe_run(first, "cpu", 5)
+    folder.describe_run(first, "cpu", step=5)
     assert not folder.earlier_config(5).exists()
-    folder.describe_run(second, "cpu", 7)
+    folder.describe_run(second, "cpu", step=7)
     assert load_run_config(folder.earlier_config(7)).optimizer.lr == 1e-3
     assert load_run_config(folder.config).optimizer.lr == 1e-4

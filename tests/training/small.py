@@ -51,7 +51,7 @@ def tiny_run(output: Path, data: Path, /, **sections) -> RunConfig:
         "learning_rate": {"warmup": 0.25},
         "checkpoint": {"every": 100},
         "validation": {"every": 4, "samples": 9},
-        "monitor": {"every": 1, "tensorboard": False},
+        "monitor": {"every": 1, "tensorboard": False, "report": False},
     }
     for name, fields in sections.items():
         values[name] = {**values.get(name, {}), **fields} if isinstance(fields, dict) else fields

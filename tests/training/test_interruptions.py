@@ -11,6 +11,7 @@ import pytest
 
 from latentpt.config import ConfigError, to_yaml
 from latentpt.run import checkpoints, load_model, load_run_config, read_metrics
+from latentpt.run.command import Start
 from latentpt.training import checkpoint, trainer
 from latentpt.training.trainer import train
 from tests.training.small import ROOT, environment, losses, tiny_run
@@ -182,7 +183,7 @@ def test_no_checkpoint_goes_while_steps_are_skipped_and_a_lower_rate_goes_on_fro
     folder = config.folder.checkpoints
     assert [checkpoints.step_of(path) for path in checkpoints.committed(folder)] == [4, 5, 6]
     slower = tiny_run(tmp_path / "run", text, **sections, optimizer={"lr": 1e-3})
-    assert train(slower, step=4).step == 8
+    assert train(slower, Start(step=4)).step == 8
     assert [checkpoints.step_of(path) for path in checkpoints.committed(folder)] == [8]
     assert sorted(path.name.partition(".set-aside")[0] for path in folder.iterdir()) == [
         f"step-0000000{n}" for n in (5, 6, 8)
@@ -199,4 +200,4 @@ def test_a_checkpoint_without_its_mark_is_not_trained_over(text, tmp_path):
     with pytest.raises(ConfigError, match="step-00000002, which lacks the mark of a finished checkpoint"):
         train(config)
     assert (config.folder.checkpoints / "step-00000002").exists()
-    assert train(config, "fresh").step == 2
+    assert train(config, Start("fresh")).step == 2

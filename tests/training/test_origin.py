@@ -5,6 +5,7 @@ import pytest
 from latentpt.config import ConfigError
 from latentpt.files import exclusive
 from latentpt.run import checkpoints
+from latentpt.run.command import Start
 from latentpt.training.trainer import train
 from tests.training.small import finish, losses, start_ranks, tiny_run
 
@@ -78,9 +79,9 @@ def test_two_trainings_in_one_folder_are_refused_and_the_next_may_start_when_the
         exclusive(config.folder.path),
         pytest.raises(ConfigError, match="is being trained by another process"),
     ):
-        train(config, start)
+        train(config, Start(start))
     assert sorted(tmp_path.rglob("*")) == before
-    assert train(tiny_run(tmp_path / "run", text, training={"steps": 2}), start).step == 2
+    assert train(tiny_run(tmp_path / "run", text, training={"steps": 2}), Start(start)).step == 2
 
 
 @pytest.mark.slow

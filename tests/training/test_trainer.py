@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream, TokenDataset
 from latentpt.data.errors import DataError
+from latentpt.data.identity import data_identity
 from latentpt.run import checkpoints, load_model, read_metrics
+from latentpt.run.command import AUTO, Start
 from latentpt.training import trainer
 from latentpt.training.engine import parameter_groups
 from latentpt.training.learning_rate import learning_rate
@@ -104,8 +106,8 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(text, tmp_path, monk
     config = tiny_run(tmp_path / "run", text)
     log = Trainer.log
 
-    def interrupt(self, *arguments):
-        log(self, *arguments)
+    def interrupt(self, *arguments, **values):
+        log(self, *arguments, **values)
         if self.progress.step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -114,7 +116,7 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(text, tmp_path, monk
         assert train(config).step == 3
     assert "stopped at step 3 of 8 (SIGUSR1)" in capsys.readouterr().out
     assert not config.folder.summary.exists()
-    assert train(config, "resume").step == 8
+    assert train(config, Start("resume")).step == 8
     assert config.folder.summary.exists()
     assert losses(config) == pytest.approx(plain_losses(config), abs=2e-6)
 
@@ -169,12 +171,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(section, m
 def test_resume_wants_a_checkpoint_and_fresh_sets_the_old_training_aside(text, tmp_path):
     config = tiny_run(tmp_path / "run", text, training={"steps": 1})
     with pytest.raises(ConfigError, match="no checkpoint to resume"):
-        train(config, "resume")
+        train(config, Start("resume"))
     assert not config.folder.path.exists()
     train(config)
-    assert find_origin(config, "auto") is not None
+    assert find_origin(config, AUTO, trainer.FIXED, data_identity(config.data)) is not None
     old = config.folder.metrics.read_text()
-    train(config, "fresh")
+    train(config, Start("fresh"))
     assert (tmp_path / "run.old-1" / "metrics.jsonl").read_text() == old
     assert list(losses(config)) == [1]
 

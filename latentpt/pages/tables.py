@@ -1,8 +1,7 @@
-"""Numbers and tables as text: aligned for the terminal, Markdown for a document, HTML for the page."""
+"""Numbers and tables as text: aligned for the terminal, Markdown for a document; `document.table` is for pages."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
@@ -38,14 +37,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column is flush left and whose others are flush right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; cells are escaped, dotted keys in the header may break after a dot or a dash below."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in map(html.escape, row)) + "</tr>"
-
-    head = cells("th", header).replace(".", ".<wbr>").replace("_", "_<wbr>")
-    body = "\n".join(cells("td", row) for row in rows)
-    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from latentpt.compare.tables import html_table, markdown_table, quantity, text_table
+from latentpt.pages.document import table
+from latentpt.pages.tables import markdown_table, quantity, text_table
 
 
 @pytest.mark.parametrize(
@@ -28,4 +29,4 @@ def test_text_columns_are_aligned():
 
 def test_markdown_and_html_hold_every_cell_and_html_is_escaped():
     assert "| x | 2 |" in markdown_table(["a", "b"], [["x", "2"]])
-    assert "<td>&lt;b&gt;</td>" in html_table(["a"], [["<b>"]])
+    assert "<td>&lt;b&gt;</td>" in table(["a"], [["<b>"]])

@@ -1,0 +1,1 @@
+"""How results are shown: pages that need no other file, drawings, tables."""

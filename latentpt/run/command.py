@@ -1,0 +1,50 @@
+"""What the command lines of all trainings share. Nothing here imports torch, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal, NamedTuple
+
+Kind = Literal["auto", "resume", "fresh"]
+
+
+class Start(NamedTuple):
+    """Where a training in a folder that may hold one already starts."""
+
+    kind: Kind = "auto"
+    """auto: from the latest checkpoint if there is one; resume: there must be one; fresh: anew, setting the folder aside."""
+    step: int | None = None
+    """The checkpoint to go on from; None: the latest that is intact. Later ones are set aside."""
+    other_data: bool = False
+    """Go on although the data are not those that it was begun with."""
+
+
+AUTO = Start()
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides, --print-config, and where to start from."""
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override an option")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
+    )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--resume", action="store_true", help="go on from a checkpoint; an error if there is none"
+    )
+    start.add_argument(
+        "--fresh", action="store_true", help="begin anew; the folder's old content is set aside"
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="go on from the checkpoint of step N; later ones are set aside"
+    )
+    parser.add_argument(
+        "--other-data", action="store_true", help="go on although the data are not those it was begun with"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
+
+
+def asked_start(arguments: argparse.Namespace) -> Start:
+    """What the options say of where to start from."""
+    kind: Kind = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
+    return Start(kind, arguments.step, arguments.other_data)

@@ -1,0 +1,38 @@
+"""Exit codes of the scripts; docs/running.md has them in a table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from latentpt.config import ConfigError
+from latentpt.data.errors import DataError
+
+DONE = 0
+STOPPED = 1
+"""A training that diverged, a comparison that was stopped."""
+REFUSED = 2
+"""Input that cannot work, or an arm that failed."""
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a script; what cannot work is one line on stderr, of one rank where there are several.
+
+    An error of ours may have an `exit_code` of its own.
+    """
+    try:
+        work()
+        sys.stdout.flush()
+    except (ConfigError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", REFUSED)
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    return DONE
