@@ -333,6 +333,7 @@ class _Seen(Watch):
 
 
 def collapse_of(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
+    """How alike the latents [B, L, d] of a slot are, and how large beside the inputs of token slots [.., d]."""
     z = latents.flatten(0, 1).double()
     unit = torch.nn.functional.normalize(z, dim=-1)
     count = len(unit)
