@@ -49,11 +49,10 @@ types: install
 
 check: lint types test
 
-# On a machine with a CUDA device: the GPU's tests, then every kernel beside torch, in at most ten minutes. The figures
-# go to docs/results/gpu/<chip>.json with date, versions and command.
+# On a machine with a CUDA device: the GPU's tests, then every kernel beside torch, in at most ten minutes. What is found
+# goes to docs/results/gpu/<chip>.json as it is found; cut, it goes on where it stopped when it is started again.
 gpu-check: install
-	timeout 360 $(PY) -m pytest -n 4 tests/gpu
-	timeout 240 $(PY) kernels/bench/run.py --folder docs/results/gpu
+	$(PY) kernels/bench/check.py --seconds 570
 
 # From nothing to a report: a corpus every Python has, a tokenizer, shards, three arms at equal tokens, one page.
 # Interrupted, it goes on where it stopped; clean-demo starts over.

@@ -206,7 +206,7 @@ class _Losses:
     def __init__(self, model: LanguageModel, batches: Sequence[Tensor], end_token: int | None) -> None:
         self.model, self.batches, self.end_token = model, batches, end_token
         self.plain = torch.cat(
-            [sample_losses(model, batch, end_token=end_token)[:2] for batch in batches], dim=1
+            [sample_losses(model, batch, end_token=end_token) for batch in batches], dim=1
         )
         """Nats and targets, float64 [2, samples]."""
 
@@ -215,7 +215,7 @@ class _Losses:
         kept = [len(batch) >= least_rows for batch in self.batches]
         found = torch.cat(
             [
-                sample_losses(self.model, batch, end_token=self.end_token, **options)[:2]
+                sample_losses(self.model, batch, end_token=self.end_token, **options)
                 for batch, used in zip(self.batches, kept, strict=True)
                 if used
             ],
@@ -338,6 +338,7 @@ class _Seen(Watch):
 
 
 def collapse_of(slot: int, latents: Tensor, tokens: Tensor) -> Collapse:
+    """How alike the latents [B, L, d] of a slot are, and how large beside the inputs of token slots [.., d]."""
     z = latents.flatten(0, 1).double()
     unit = torch.nn.functional.normalize(z, dim=-1)
     count = len(unit)

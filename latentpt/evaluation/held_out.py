@@ -15,7 +15,7 @@ from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.evaluation.answers import Answers
 from latentpt.evaluation.results import Figures
-from latentpt.evaluation.scoring import Forward, sample_losses
+from latentpt.evaluation.scoring import Forward, sample_figures
 from latentpt.intervals import Mean, ratio_of
 from latentpt.thoughts.model import LanguageModel
 
@@ -77,13 +77,14 @@ def held_out_loss(
             "samples and thoughts", str(source), length, forward, end, number, _fingerprint(batch)
         )
         if key not in answers:
-            answers.add([(key, sample_losses(model, batch, forward == "exact", end).tolist())])
+            answers.add([(key, sample_figures(model, batch, forward == "exact", end).tolist())])
         found, counts, thought = answers[key]
         nats, tokens, thoughts = nats + found, tokens + counts, thoughts + thought
         progress.update(len(batch))
     progress.close()
-    average = sum(thoughts) / sum(tokens)
-    return HeldOut(ratio_of(nats, tokens), int(sum(tokens)), average, bytes_per_token(Path(source)))
+    return HeldOut(
+        ratio_of(nats, tokens), int(sum(tokens)), sum(thoughts) / sum(tokens), bytes_per_token(Path(source))
+    )
 
 
 def bytes_per_token(folder: Path) -> float | None:

@@ -63,21 +63,35 @@ def sample_losses(
     schedule: Schedule | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Summed nats, targets and thoughts of every sample of int64 [b, L + 1], float64 [3, b]; see `measure.summed_loss`.
+    """Summed nats and number of targets of every sample of int64 [b, L + 1], float64 [2, b]; see `measure.summed_loss`.
 
     Samples are what errors are reckoned over: tokens of one text are no independent draws.
     """
+    return sample_figures(model, batch, exact, end_token, schedule, watch)[:2]
+
+
+@torch.no_grad()
+def sample_figures(
+    model: LanguageModel,
+    batch: Tensor,
+    exact: bool = False,
+    end_token: int | None = None,
+    schedule: Schedule | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """`sample_losses`, and the thoughts that its targets' predictions took, float64 [3, b]."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
     found = prediction(model, ids, exact, end_token, schedule, watch)
     nats = [model.decoder.head(*row).double() for row in zip(found.hidden, targets, strict=True)]
     model.train(training)
-    counts = (targets != IGNORE).sum(1)
-    thoughts = counts * (model.method.slots - 1)
+    counted = targets != IGNORE
+    count = counted.sum(1).double()
+    thoughts = count * (model.method.slots - 1)
     if found.slot_weights is not None:
-        thoughts = ((found.slot_weights[..., 1:] > 0).sum(-1) * (targets != IGNORE)).sum(1)
-    return torch.stack([torch.stack(nats), counts.double(), thoughts.double()]).cpu()
+        thoughts = ((found.slot_weights[..., 1:] > 0).sum(-1) * counted).sum(1).double()
+    return torch.stack([torch.stack(nats), count, thoughts]).cpu()
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

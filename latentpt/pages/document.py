@@ -100,7 +100,11 @@ def line(values: Sequence[float]) -> str:
     top = max([*values, 1e-12])
     step = (WIDTH - LEFT) / max(len(values) - 1, 1)
     points = " ".join(f"{LEFT + i * step:.1f},{height_of(value, top):.1f}" for i, value in enumerate(values))
-    return drawing(f"<polyline class='line' points='{points}'/>", top, ("0", f"{max(len(values) - 1, 0)}"))
+    return drawing(
+        f"<polyline class='line' fill='none' stroke='#4878a8' points='{points}'/>",
+        top,
+        ("0", f"{max(len(values) - 1, 0)}"),
+    )
 
 
 def bars(values: Mapping[str, float], mark: float) -> str:
@@ -112,7 +116,7 @@ def bars(values: Mapping[str, float], mark: float) -> str:
     for i, (name, value) in enumerate(values.items()):
         x, y = LEFT + i * step, height_of(value, top)
         drawn.append(
-            f"<rect class='bar' x='{x + 2:.1f}' width='{step - 4:.1f}' y='{y:.1f}' "
+            f"<rect class='bar' fill='#4878a8' x='{x + 2:.1f}' width='{step - 4:.1f}' y='{y:.1f}' "
             f"height='{HEIGHT - BOTTOM - y + 2:.1f}'><title>{html.escape(name)}: {value:.3f}</title></rect>"
         )
         if i % every == 0:
@@ -120,7 +124,7 @@ def bars(values: Mapping[str, float], mark: float) -> str:
                 f"<text x='{x + step / 2:.1f}' y='{HEIGHT - 6}' text-anchor='middle'>{html.escape(name)}</text>"
             )
     y = height_of(mark, top)
-    drawn.append(f"<line class='mark' x1='{LEFT}' x2='{WIDTH}' y1='{y:.1f}' y2='{y:.1f}'/>")
+    drawn.append(f"<line class='mark' stroke='#c44' x1='{LEFT}' x2='{WIDTH}' y1='{y:.1f}' y2='{y:.1f}'/>")
     return drawing("".join(drawn), top)
 
 

@@ -8,7 +8,7 @@ from latentpt.thoughts.model import LanguageModel
 
 
 def identity(model: LanguageModel, asked: str = "") -> str:
-    """A hash of a model's configuration, of a sample of its weights, and of what it is `asked` with.
+    """A hash of a model's configuration, of the threshold below which its tokens stop, of a sample of its weights, and of what it is `asked` with.
 
     Every parameter gives its ends and a thousand entries between them; the same on every device.
     """

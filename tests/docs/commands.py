@@ -15,7 +15,7 @@ DOCUMENTS = [
     *sorted((ROOT / "launch").glob("*.py")),
 ]
 PROGRAMS = ("python", "deepspeed", "make", "sbatch", "pytest", "pip", "echo", "tensorboard")
-_BEGINS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) (?!is |finds |by |has )")
+_BEGINS = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) ")
 
 
 class Command(NamedTuple):

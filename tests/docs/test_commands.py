@@ -27,7 +27,7 @@ from tests.docs.commands import DOCUMENTS, ROOT, Command, read_commands
 OWN = (
     "corpus*", "raw*", "eval*", "../shared*", "gpt-neox-20b*", "gpt2*", "llama-3.2-1b*", "pythia/*", "20B_tokenizer.json",
     "data/pile*", "data/books", "data/code", "data/gsm8k*", "dataset*", "train.bin", "data00.bin", "stories260K.bin",
-    "tok512.model", "hf*", "prompts.jsonl", "questions.json", "runs/X", "X", "*PonderLM-2", "x",
+    "tok512.model", "hf*", "prompts.jsonl", "questions.json", "runs/X", "runs/FINETUNED", "X", "*PonderLM-2", "x",
 )  # fmt: skip
 # Options that name something to read.
 READS = ("config", "suite", "input", "tokenizer", "run", "model", "file", "report", "ask", "export", "evaluation", "data",
@@ -88,6 +88,7 @@ class Reader:
             targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             wanted = [word for word in arguments if "=" not in word]
             assert set(wanted) <= set(targets), "no such target"
+            self.made |= {"demo"} if "demo" in wanted else set()
         elif program == "pytest":
             files = [word for word in arguments if word.startswith("tests")]
             assert all((ROOT / word.split("::")[0]).exists() for word in files), "no such tests"
@@ -200,10 +201,22 @@ def test_every_command_of_a_document_can_be_given(document, parse):
 
 def test_the_documents_hold_the_commands_that_a_reader_needs():
     """The reading itself finds something: each script is shown somewhere."""
-    shown = {command.program for document in DOCUMENTS[:-1] for command in read_commands(document)}
+    documents = [path for path in DOCUMENTS if path.suffix == ".md"]
+    shown = {command.program for document in documents for command in read_commands(document)}
     assert {f"launch/{path.name}" for path in (ROOT / "launch").glob("*.py")} <= shown
     assert {"make", "data_prep", "pip", "sbatch", "pytest"} <= shown
     assert len(read_commands(ROOT / "README.md")) >= 10
+
+
+def test_messages_about_missing_packages_name_a_command_that_installs_them():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [path for room in ("latentpt", "data_prep", "launch") for path in (ROOT / room).rglob("*.py")]
+    said = {path: re.findall(r"install (?:-|latentpt).*", path.read_text()) for path in sources}
+    found = [(path.name, line) for path, lines in said.items() for line in lines]
+    wanted = {line: re.match(r"install -c constraints\.txt -e '\.\[(\w+)\]'", line) for _, line in found}
+    assert len(found) >= 5 and not [
+        line for line, fits in wanted.items() if not fits or fits[1] not in extras
+    ]
 
 
 WRONG = """
