@@ -205,9 +205,7 @@ class _Losses:
 
     def __init__(self, model: LanguageModel, batches: Sequence[Tensor], end_token: int | None) -> None:
         self.model, self.batches, self.end_token = model, batches, end_token
-        self.plain = torch.cat(
-            [sample_losses(model, batch, end_token=end_token) for batch in batches], dim=1
-        )
+        self.plain = torch.cat([sample_losses(model, batch, end_token=end_token) for batch in batches], dim=1)
         """Nats and targets, float64 [2, samples]."""
 
     def changed(self, least_rows: int = 1, **options: Any) -> Changes:
