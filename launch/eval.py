@@ -19,13 +19,14 @@ from latentpt.run.exits import exit_code
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    from latentpt.hub.source import add_device_argument, add_source_arguments
+    from latentpt.hub.source import add_device_argument, add_source_arguments, add_threshold_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_source_arguments(parser)
     add_device_argument(parser)
+    add_threshold_argument(parser)
     parser.add_argument(
         "--output", metavar="FOLDER", help="where results go (default: evaluation/ in the run's folder)"
     )

@@ -23,7 +23,7 @@ from latentpt.run.exits import exit_code
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    from latentpt.hub.source import add_device_argument, add_source_arguments
+    from latentpt.hub.source import add_device_argument, add_source_arguments, add_threshold_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     speed.add_argument(
         "--prefill-chunk", type=int, metavar="N", help="prompt tokens read at once (default: all)"
     )
+    add_threshold_argument(speed)
     speed.add_argument("--weights", choices=("float32", "bf16"), default="float32",
                        help="how matrices are stored; bf16 is read in half the time and is exact for weights that "
                        "were trained in it; a CPU needs a C++ compiler for the speed (default float32)")  # fmt: skip

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.model import LanguageModel
+from latentpt.thoughts.registry import METHODS
 
 torch.set_num_threads(1)
 
@@ -34,7 +35,14 @@ def tiny_model(family="llama", dtype=torch.float64, seed=0, size=None, weights=2
     with torch.no_grad():
         for parameter in model.decoder.blocks.parameters():
             parameter.mul_(weights) if parameter.dim() > 1 else parameter.add_(0.1)
+        for parameter in model.method.parameters():  # gates are open
+            parameter.add_(0.3 if parameter.dim() < 2 else 0.0)
     return model
+
+
+def thinking(method, thoughts=2):
+    """A method by name with so many thoughts, or with none where it has no latent slots."""
+    return {"method": method, "num_thoughts": 0 if METHODS[method].one_slot else thoughts}
 
 
 def tiny_ids(rows=2, length=7, vocab=37, seed=0):

@@ -38,6 +38,19 @@ def linear_cross_entropy(
     products a chunk, two if the weight wants none. The weight's gradient is summed in float32. `z_loss` is the
     coefficient of the squared log-partition (PaLM, arXiv 2204.02311). One backward per graph.
     """
+    return nats_of_rows(hidden, weight, targets, ignore, z_loss, chunk_rows, cap)[0]
+
+
+def nats_of_rows(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore: int = -100,
+    z_loss: float = 0.0,
+    chunk_rows: int | None = None,
+    cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and what every row adds to it, [M]; the latter carries no gradient."""
     if not torch.is_grad_enabled():  # autograd functions ask for the gradients of parameters all the same
         hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(hidden.device.type):
@@ -45,7 +58,8 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         if dispatch.mode() == "reference":
-            return reference(hidden, weight, targets, ignore, z_loss, cap)
+            rows = _by_formula(hidden, weight, targets, ignore, z_loss, cap)
+            return rows.sum(), rows.detach()
         if dispatch.triton_runs(hidden):
             hidden, weight = dispatch.widen(hidden, weight)
         chunk_rows = chunk_rows or _chunk_rows(hidden, weight)
@@ -56,12 +70,18 @@ def reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int, z_loss: float, cap: float | None = None
 ) -> Tensor:
     """The formula, with all logits at once; differentiable by autograd."""
+    return _by_formula(hidden, weight, targets, ignore, z_loss, cap).sum()
+
+
+def _by_formula(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int, z_loss: float, cap: float | None
+) -> Tensor:
     logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
     logits = logits if cap is None else (logits / cap).tanh() * cap
-    loss = F.cross_entropy(logits, targets, ignore_index=ignore, reduction="sum")
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore, reduction="none")
     if z_loss == 0:
         return loss
-    return loss + z_loss * (logits.logsumexp(-1).square() * (targets != ignore)).sum()
+    return loss + z_loss * logits.logsumexp(-1).square() * (targets != ignore)
 
 
 def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
@@ -77,20 +97,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int, z_loss: float, chunk_rows: int,
         cap: float,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wants = ctx.needs_input_grad[:2]
         leaf = hidden.is_cuda or dispatch.triton_runs(hidden)
         compute = torch.ops.latentpt.linear_cross_entropy if leaf else functools.partial(_compute, _by_torch)
-        loss, grad_hidden, grad_weight = compute(
+        losses, grad_hidden, grad_weight = compute(
             hidden, weight, targets, ignore, z_loss, chunk_rows, cap, *wants
         )
         ctx.save_for_backward(grad_hidden if wants[0] else None, grad_weight if wants[1] else None)
         ctx.weight_dtype = weight.dtype
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
+        grad, _ = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place, since nobody else holds them; autograd refuses a second backward through the same graph.
         if grad_hidden is not None:
@@ -104,7 +125,7 @@ def _compute(
     delta: Delta, hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int, z_loss: float, chunk_rows: int,
     cap: float, wants_hidden: bool, wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Loss, gradient of hidden and, in float32, of the weight; what is not wanted is empty. A cap of 0 is none."""
+    """Loss of every row, gradient of hidden and, in float32, of the weight; what is not wanted is empty. A cap of 0 is none."""
     wide, wanted = torch.promote_types(hidden.dtype, torch.float32), wants_hidden or wants_weight
     grad_hidden = torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else weight.new_empty(0, dtype=wide)
@@ -122,7 +143,7 @@ def _compute(
             torch.mm(product, weight, out=grad_hidden[rows])
         if wants_weight:
             _add_product(grad_weight, product.T, hidden[rows])
-    return losses.sum(), grad_hidden, grad_weight
+    return losses, grad_hidden, grad_weight
 
 
 Delta = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, float, bool], None]
@@ -211,4 +232,4 @@ def _(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad_hidden = torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0)
     grad_weight = torch.empty_like(weight, dtype=wide) if wants_weight else weight.new_empty(0, dtype=wide)
-    return hidden.new_empty((), dtype=wide), grad_hidden, grad_weight
+    return hidden.new_empty(hidden.shape[0], dtype=wide), grad_hidden, grad_weight

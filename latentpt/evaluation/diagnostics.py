@@ -1,7 +1,8 @@
 """Are the thoughts used? What the loss becomes without them, and what they look like.
 
 fewer         loss when only the first k thoughts are thought
-replaced      loss when every latent is its mean, another document's, or noise of the same size
+replaced      loss when every latent, or every state carried in time, is its mean, another document's, or noise of the same
+              size; and when nothing is carried
 collapse      are the latents all alike: cosine of pairs, share of the first component, effective rank, size
 residual      how far the training forward is from exact decoding, position by position
 attention     share of the predicting slot's attention that goes to latent slots, layer by layer
@@ -27,6 +28,7 @@ from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import hidden_states
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Column, Step, Stretch
+from latentpt.thoughts.state import Before
 
 
 class Collapse(NamedTuple):
@@ -81,6 +83,8 @@ class Diagnostics:
     """||h - h_exact|| / ||h_exact|| of the predicting slot, mean over rows, by position."""
     attention: list[float]
     """Attention mass on latent slots, mean over heads, rows and positions, by layer."""
+    first_layer: int
+    """The layer of the first of these: where the span begins that latents run through."""
     latent_share: float
     """Share of latent slots among what is seen: the attention's mass if it did not care."""
 
@@ -169,7 +173,7 @@ def diagnose_batches(
     model: LanguageModel, batches: Sequence[Tensor], end_token: int | None = None
 ) -> Diagnostics:
     """`diagnose` on batches int64 [b, L + 1]; an `end_token` keeps the documents that it divides apart."""
-    thoughts = model.method.slots - 1
+    thoughts, carries = model.method.slots - 1, model.method.looks_back
     inputs = batches[0][:, :-1].to(next(model.parameters()).device)
     seen = _Seen(model, inputs, end_token)
     share = sum(model.method.visibility.sees(thoughts, slot) for slot in range(1, thoughts + 1))
@@ -184,10 +188,11 @@ def diagnose_batches(
         loss=ratio_of(*losses.plain.tolist()),
         exact=losses.changed(exact=True),
         fewer=fewer,
-        replaced=_replaced(losses, batches) if thoughts else {},
+        replaced=_replaced(losses, batches, carries) if thoughts or carries else {},
         collapse=[collapse_of(slot, latents, seen.tokens) for slot, latents in sorted(seen.latents.items())],
         residual=_residual(model, inputs, end_token),
         attention=seen.attention() if thoughts else [],
+        first_layer=model.method.span[0],
         latent_share=share / slots_seen,
     )
 
@@ -221,17 +226,32 @@ class _Losses:
 
 
 class Changed(Watch):
-    """Every latent that goes in, [B, L, n, d], is what `change` makes of it."""
+    """Every latent and every carried state that goes in, [B, L, n, d], is what `change` makes of it."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         self.change = change
 
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Where anything is carried."""
+        if before.known is False:
+            return before
+        return before._replace(states=self.change(before.states) * before.known)
+
     def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
-        """Latent slots alone."""
-        return self.change(u) if slots[0] else u
+        """Latent slots alone, and those not by what they add to a token, which `carried` has changed."""
+        fed = next(f for column, f in zip(step.columns, step.fed, strict=True) if column.slot == slots[0])
+        return self.change(u) if slots[0] and not (fed and fed.feed.back) else u
 
 
-def _replaced(losses: _Losses, batches: Sequence[Tensor]) -> dict[str, Changes]:
+class NothingCarried(Watch):
+    """Every token is thought as if it were the first."""
+
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Nothing."""
+        return Before(before.inputs, torch.zeros_like(before.states), known=False)
+
+
+def _replaced(losses: _Losses, batches: Sequence[Tensor], carries: bool) -> dict[str, Changes]:
     generator = stream(0, "noise")
 
     def noise(latents: Tensor) -> Tensor:
@@ -245,7 +265,8 @@ def _replaced(losses: _Losses, batches: Sequence[Tensor]) -> dict[str, Changes]:
     if max(map(len, batches)) > 1:
         other = Changed(lambda latents: latents.roll(1, dims=0))
         found["of_another_document"] = losses.changed(least_rows=2, watch=other)
-    return found | {"noise": losses.changed(watch=Changed(noise))}
+    found["noise"] = losses.changed(watch=Changed(noise))
+    return found | ({"nothing": losses.changed(watch=NothingCarried())} if carries else {})
 
 
 def _residual(model: LanguageModel, ids: Tensor, end_token: int | None) -> list[float]:
@@ -278,8 +299,9 @@ class _Seen(Watch):
 
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Note what latent slots read."""
+        inside = step.layers[0] < self.model.method.span[1]
         for index, column in enumerate(step.columns):
-            if column.slot:
+            if column.slot and inside:
                 self._note(self.latents, column.slot, column, u[:, :, index])
 
     def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
@@ -301,7 +323,7 @@ class _Seen(Watch):
         if self.documents is not None:
             past = past & (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
         masses = []
-        for layer in sorted({layer for layer, _ in self._queries}):
+        for layer in range(*self.model.method.span):
             seen = [s for s in range(slots) if sees(slots - 1, s) and (layer, s) in self._keys]
             q = self._queries[layer, slots - 1]
             k = torch.stack([self._keys[layer, slot] for slot in seen], dim=2)

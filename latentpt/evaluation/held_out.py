@@ -15,7 +15,7 @@ from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.evaluation.answers import Answers
 from latentpt.evaluation.results import Figures
-from latentpt.evaluation.scoring import Forward, sample_losses
+from latentpt.evaluation.scoring import Forward, sample_figures
 from latentpt.intervals import Mean, ratio_of
 from latentpt.thoughts.model import LanguageModel
 
@@ -28,6 +28,8 @@ class HeldOut:
     """Nats per token, over samples."""
     tokens: int
     """Targets measured."""
+    thoughts: float
+    """Average number of thoughts of a token."""
     bytes_per_token: float | None
     """UTF-8 bytes of text a token of the source stands for on average; None where the manifest does not know."""
 
@@ -37,6 +39,7 @@ class HeldOut:
         perplexity = math.exp(min(self.loss.value, 700.0))
         scales = {"loss": 1.0, "perplexity": perplexity}  # d metric / d loss
         values = {"loss": self.loss.value, "perplexity": perplexity, "tokens": float(self.tokens)}
+        values["thoughts"] = self.thoughts
         if self.bytes_per_token:
             scales["bits_per_byte"] = 1 / math.log(2) / self.bytes_per_token
             values["bits_per_byte"] = self.loss.value * scales["bits_per_byte"]
@@ -64,19 +67,24 @@ def held_out_loss(
     end = dataset.eod_id if mask_documents else None
     nats: list[float] = []
     tokens: list[float] = []
+    thoughts: list[float] = []
     total = min(limit or dataset.num_samples, dataset.num_samples)
     progress = tqdm(
         total=total, desc=f"{Path(source).name}, {forward}", unit="sample", leave=False, disable=None
     )
     for number, batch in enumerate(validation_batches(dataset, batch_size, limit)):
-        key = answers.key("samples", str(source), length, forward, end, number, _fingerprint(batch))
+        key = answers.key(
+            "samples and thoughts", str(source), length, forward, end, number, _fingerprint(batch)
+        )
         if key not in answers:
-            answers.add([(key, sample_losses(model, batch, forward == "exact", end).tolist())])
-        found, counts = answers[key]
-        nats, tokens = nats + found, tokens + counts
+            answers.add([(key, sample_figures(model, batch, forward == "exact", end).tolist())])
+        found, counts, thought = answers[key]
+        nats, tokens, thoughts = nats + found, tokens + counts, thoughts + thought
         progress.update(len(batch))
     progress.close()
-    return HeldOut(ratio_of(nats, tokens), int(sum(tokens)), bytes_per_token(Path(source)))
+    return HeldOut(
+        ratio_of(nats, tokens), int(sum(tokens)), sum(thoughts) / sum(tokens), bytes_per_token(Path(source))
+    )
 
 
 def bytes_per_token(folder: Path) -> float | None:

@@ -45,7 +45,7 @@ def diagnostics_page(name: str, where: str, found: Diagnostics) -> str:
         line(found.residual),
     ]
     if found.attention:
-        layers = {f"layer {layer}": mass for layer, mass in enumerate(found.attention)}
+        layers = {f"layer {layer}": mass for layer, mass in enumerate(found.attention, found.first_layer)}
         parts += [
             "<h2>Attention on latent slots</h2><p>Of the predicting slot, by layer, 0 being the one next to the input; the mean "
             f"of heads and of {some * length:,} positions. The red line is their share among the slots it sees "
@@ -59,7 +59,7 @@ def _losses(found: Diagnostics) -> list[tuple[str, ...]]:
     rows = [("the training forward", f"{found.loss.value:.4f}", "", "", "")]
     changes = {"exact decoding": found.exact}
     changes |= {f"only {count} of the thoughts": change for count, change in found.fewer.items()}
-    changes |= {f"latents replaced: {what.replace('_', ' ')}": one for what, one in found.replaced.items()}
+    changes |= {f"states replaced: {what.replace('_', ' ')}": one for what, one in found.replaced.items()}
     return rows + [_row(what, change) for what, change in changes.items()]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.measure import hidden_states
+from latentpt.thoughts.measure import hidden_states, prediction
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
 
@@ -67,13 +67,31 @@ def sample_losses(
 
     Samples are what errors are reckoned over: tokens of one text are no independent draws.
     """
+    return sample_figures(model, batch, exact, end_token, schedule, watch)[:2]
+
+
+@torch.no_grad()
+def sample_figures(
+    model: LanguageModel,
+    batch: Tensor,
+    exact: bool = False,
+    end_token: int | None = None,
+    schedule: Schedule | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """`sample_losses`, and the thoughts that its targets' predictions took, float64 [3, b]."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
-    hidden = hidden_states(model, ids, exact, end_token, schedule, watch)
-    nats = [model.decoder.head(*row).double() for row in zip(hidden, targets, strict=True)]
+    found = prediction(model, ids, exact, end_token, schedule, watch)
+    nats = [model.decoder.head(*row).double() for row in zip(found.hidden, targets, strict=True)]
     model.train(training)
-    return torch.stack([torch.stack(nats), (targets != IGNORE).sum(1).double()]).cpu()
+    counted = targets != IGNORE
+    count = counted.sum(1).double()
+    thoughts = count * (model.method.slots - 1)
+    if found.slot_weights is not None:
+        thoughts = ((found.slot_weights[..., 1:] > 0).sum(-1) * counted).sum(1).double()
+    return torch.stack([torch.stack(nats), count, thoughts]).cpu()
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from latentpt.generation.decode import Session
 from latentpt.thoughts.model import LanguageModel
-from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.schedule import Schedule, gauss_seidel, jacobi, strided
 
 
@@ -33,9 +32,11 @@ class SolverError(NamedTuple):
 def schedules(slots: int, sweeps: int) -> dict[str, Schedule]:
     """The solvers worth comparing, each with up to `sweeps` refinements."""
     found = {f"jacobi, K = {k}": jacobi(slots, k) for k in range(sweeps + 1)}
-    found |= {
-        f"gauss_seidel, {k} sweep{'s' if k > 1 else ''}": gauss_seidel(slots, k) for k in range(1, sweeps + 2)
-    }
+    if slots > 1:  # with one slot it is Jacobi
+        found |= {
+            f"gauss_seidel, {k} sweep{'s' if k > 1 else ''}": gauss_seidel(slots, k)
+            for k in range(1, sweeps + 2)
+        }
     found |= {f"strided 2, K = {k}": strided(slots, 2, k) for k in range(1, sweeps + 1)}
     chunked = gauss_seidel(slots, 1).sweeps
     return found | {"gauss_seidel, 1 sweep, chunks of 32": Schedule(chunked, chunk=32)}
@@ -45,7 +46,7 @@ def schedules(slots: int, sweeps: int) -> dict[str, Schedule]:
 def solver_errors(model: LanguageModel, tokens: Tensor, sweeps: int = 4) -> list[SolverError]:
     """Errors on samples int64 [b, L + 1]; raises ValueError for a method that has nothing to solve."""
     method = model.method
-    if method.slots == 1 or not method.feedback or method.visibility is not Visibility.CAUSAL:
+    if method.exact_schedule().chunk is None:
         raise ValueError(
             f"{model.thoughts.method} with {model.thoughts.num_thoughts} thoughts and {model.thoughts.visibility} "
             "visibility is exact in one sweep; there is no solver to compare"

@@ -44,8 +44,7 @@ class Thinking:
         if holes:
             tokens = tokens._replace(alive=alive.long() * self.schedule.slots)
         with self._block_output() as (watch, seen):
-            x = self.model.read(tokens, self.schedule, self.state, watch)[-1].x
-        hidden = self.model.decoder.norm(x)
+            hidden = self.model.read(tokens, self.schedule, self.state, watch)[-1].hidden
         return hidden, torch.cat(seen, dim=1) if seen else hidden
 
     @contextmanager

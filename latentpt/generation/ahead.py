@@ -26,8 +26,9 @@ from latentpt.thoughts.plan import Visibility
 def can_think_ahead(model: LanguageModel) -> bool:
     """Whether the last latent of a position and the next token's slot can be thought in one pass."""
     method = model.method
-    ordinary = not method.carry and method.span == (0, method.layers)
-    return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and ordinary
+    if method.halting is not None:  # no single slot predicts
+        return False
+    return method.slots > 1 and method.feedback and method.visibility is Visibility.CAUSAL and method.whole
 
 
 @torch.no_grad()

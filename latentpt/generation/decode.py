@@ -45,8 +45,7 @@ class Session:
             return self.extend(ids[:, None], watch=watch)[:, 0]
         model = self.model
         tokens = model.method.tokens(model.decoder, ids[:, None], self.cache.at.long())
-        streams = model.read(tokens, model.method.exact_schedule(), self.cache, watch)
-        return model.decoder.norm(streams[-1].x)[:, 0]
+        return model.read(tokens, model.method.exact_schedule(), self.cache, watch)[-1].hidden[:, 0]
 
     @torch.no_grad()
     def extend(self, ids: Tensor, prefill: Prefill | None = None, watch: Watch | None = None) -> Tensor:
@@ -70,7 +69,7 @@ class Session:
         tokens = self.model.tokens(ids, self.position)
         stretch = compile_cells(method.traits(), cells, known)
         plan = Plan(stretch.traits, ((0, stretch),))
-        return [decoder.norm(x)[:, 0] for x, _ in execute(decoder, method, tokens, plan, self.cache)]
+        return [read.hidden[:, 0] for read in execute(decoder, method, tokens, plan, self.cache)]
 
 
 class Continuations:

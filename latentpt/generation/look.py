@@ -25,6 +25,8 @@ class Thought(NamedTuple):
     """Length of h(t, s) after the final norm."""
     likeliest: list[tuple[int, float]]
     """Ids and probabilities, the likeliest first."""
+    weight: float | None = None
+    """Share of the token that comes as far as this slot, where tokens may stop."""
 
 
 class Look(Watch):
@@ -36,22 +38,30 @@ class Look(Watch):
         self.decoder, self.top = model.decoder, min(top, model.config.vocab_size)
         self.thoughts: list[Thought] = []
         self.first = 0
+        self.weights: Tensor | None = None  # of the step at hand, [L, n]
 
     def begin(self, stretch: Stretch, first: int) -> None:
         """Positions count from here."""
         self.first = first
 
+    def weighed(self, step: Step, log_weights: Tensor) -> None:
+        """What does not go on is not thought."""
+        self.weights = log_weights[0].exp()
+
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Note the thoughts of a step that reaches the final norm."""
         if step.layers[1] < len(self.decoder.blocks):
             return
-        for (first, every, slot), streams in zip(step.columns, x.unbind(2), strict=True):
+        for index, ((first, every, slot), streams) in enumerate(zip(step.columns, x.unbind(2), strict=True)):
             hidden = self.decoder.norm(streams[0])
             best = self.decoder.head(hidden).float().softmax(-1).topk(self.top)
             for row, h in enumerate(hidden):
                 likeliest = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
                 position = self.first + first + row * every
-                self.thoughts.append(Thought(position, slot, h.float().norm().item(), list(likeliest)))
+                weight = None if self.weights is None else self.weights[row, index].item()
+                if weight != 0:
+                    norm = h.float().norm().item()
+                    self.thoughts.append(Thought(position, slot, norm, list(likeliest), weight))
 
 
 @torch.no_grad()
@@ -70,7 +80,8 @@ def table(thoughts: Sequence[Thought], ids: Sequence[int], tokenizer: Tokenizer,
         if thought.slot == 0:
             lines.append(f"{first + thought.position:5}  {_shown(tokenizer, ids[thought.position])}")
         leaning = "  ".join(f"{_shown(tokenizer, token)} {p:.2f}" for token, p in thought.likeliest)
-        lines.append(f"       slot {thought.slot}: |h| {thought.norm:.3g}  {leaning}")
+        weight = "" if thought.weight is None else f"  W {thought.weight:.2f}"
+        lines.append(f"       slot {thought.slot}: |h| {thought.norm:.3g}{weight}  {leaning}")
     return "\n".join(lines)
 
 
@@ -83,6 +94,7 @@ def records(thoughts: Sequence[Thought], ids: Sequence[int], tokenizer: Tokenize
             "slot": thought.slot,
             "norm": round(thought.norm, 4),
             "likeliest": [[_text(tokenizer, token), round(p, 4)] for token, p in thought.likeliest],
+            **({} if thought.weight is None else {"weight": round(thought.weight, 4)}),
         }
         for thought in thoughts
     ]

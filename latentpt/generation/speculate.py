@@ -38,8 +38,9 @@ class Speculated(NamedTuple):
 def can_speculate(model: LanguageModel) -> bool:
     """Whether slot 0 of the model is a language model of its own."""
     method = model.method
-    ordinary = not method.carry and method.span == (0, method.layers)
-    return method.slots > 1 and method.feedback and method.visibility is not Visibility.CAUSAL and ordinary
+    return (
+        method.slots > 1 and method.feedback and method.visibility is not Visibility.CAUSAL and method.whole
+    )
 
 
 @torch.no_grad()
@@ -62,9 +63,17 @@ def generate_speculatively(
     """
     sampling = sampling or Sampling()
     if not can_speculate(model) and not can_think_ahead(model):
-        raise ValueError("self-speculation needs latent slots that are filled from the slot before them")
+        raise ValueError(
+            "self-speculation needs latent slots that are filled from the slot before them, through all layers"
+        )
     if sampling.repetition_penalty != 1:
         raise ValueError("self-speculation does not combine with a repetition penalty")
+    halting = model.method.halting
+    if halting is not None and halting.stops:
+        raise ValueError(
+            f"self-speculation does not combine with tokens that stop thinking below {halting.threshold}; "
+            "the nearest threshold is 0"
+        )
     if draft < 1:
         raise ValueError(f"a draft needs at least 1 token, got {draft}")
     if next(model.parameters()).is_cuda:

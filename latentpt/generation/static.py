@@ -23,6 +23,8 @@ from latentpt.thoughts.state import Cache
 def why_not_static(model: LanguageModel) -> str | None:
     """Why the model's step cannot be one that serves every position; None if it can."""
     traits = model.method.traits()
+    if traits.mixes:
+        return "tokens think different numbers of slots"
     for layer in range(traits.layers):
         for slot in traits.grid(layer):
             seen = _seen(traits, layer, slot)
@@ -87,10 +89,10 @@ class StaticCache(Cache):
         return self._cells[key]
 
 
-class Kept(dict[int, tuple[Tensor, Tensor]]):
+class Kept(dict[int | None, tuple[Tensor, Tensor]]):
     """Slot -> tensors that stay where they are: what is put in place of others is copied over them."""
 
-    def __setitem__(self, slot: int, pair: Any) -> None:
+    def __setitem__(self, slot: int | None, pair: Any) -> None:
         if slot not in self:
             super().__setitem__(slot, tuple(tensor.clone() for tensor in pair))
             return

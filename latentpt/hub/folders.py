@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentpt.config import ConfigError, build
+from latentpt.config import ConfigError, build, nearest
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.hub import llama2c
 from latentpt.hub.convert import check_expressible, check_tensors, from_hf, read_configs, stock_scale, to_hf
@@ -42,6 +42,10 @@ OWN_TYPE, REASONER_TYPE = "latentpt", "latentpt_reasoner"
 _TIED = ("decoder.head.weight",)
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of special ids in both configurations of a folder."""
+EXPORTED = (
+    "latent", "latent_mixture", "pause", "loop", "ponder", "ponder_hidden", "sequential_hidden_decoding",
+)  # fmt: skip
+"""Methods with latent slots that the modeling file thinks by."""
 
 
 # ------------------------------------------------------------------------------------------------------ reading
@@ -153,9 +157,15 @@ def export_folder(
 
     `ids` are special ids and tokenizer settings by transformers' names, as `special_ids` finds them; what they leave out is
     the end-of-document token. Returns why transformers cannot read the tokenizer, or an empty text if it can. The folder
-    appears whole or not at all. Raises ConfigError if it is there already.
+    appears whole or not at all. Raises ConfigError if it is there already, or for a method that
+    transformers cannot be taught.
     """
     folder = Path(folder)
+    if not model.method.whole:
+        raise ConfigError(
+            f"thoughts.method = {model.thoughts.method} with its carry or span of layers cannot be exported to "
+            "transformers; the nearest method that can is latent"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already; name a new folder")
     stock = loading_class(model) != _OWN_CLASS
@@ -249,6 +259,11 @@ def _stock(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _with_modeling_file(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights of LatentptForCausalLM; the entry `latentpt` is for reading it back here."""
     size, thoughts, method = model.config, model.thoughts, model.method
+    if method.slots > 1 and thoughts.method not in EXPORTED:
+        raise ConfigError(
+            f"thoughts.method = {thoughts.method} has no export yet; the nearest method that has is "
+            f"{nearest(thoughts.method, EXPORTED)}"
+        )
     config = {
         "model_type": "latentpt",
         "architectures": [_OWN_CLASS],

@@ -59,8 +59,15 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there is one)")
 
 
+def add_threshold_argument(parser: argparse._ActionsContainer) -> None:
+    """--threshold."""
+    parser.add_argument("--threshold", type=float, metavar="SHARE",
+                        help="tokens stop thinking where less than this share of them would go on, or where slot 0 doubts "
+                        "less, in models without a router; 0 stops none (default: as the model was trained)")  # fmt: skip
+
+
 def open_source(arguments: argparse.Namespace) -> Source:
-    """The source that the arguments name, moved to --device if that was asked for.
+    """The source that the arguments name, moved to --device and stopping at --threshold if that was asked for.
 
     Raises ConfigError or DataError for what cannot be read.
     """
@@ -74,6 +81,8 @@ def open_source(arguments: argparse.Namespace) -> Source:
         path, places = arguments.model, [arguments.model]
     if arguments.tokenizer is not None:
         places = [arguments.tokenizer]
+    if getattr(arguments, "threshold", None) is not None:
+        model.method.stop_below(arguments.threshold)
     return Source(Path(path).resolve().name, model.to(pick_device(arguments)), run, places)
 
 

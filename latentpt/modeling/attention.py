@@ -7,6 +7,7 @@ paper's visibility and needs no mask.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,9 @@ def _flash_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor], None]
+
+HIDDEN = -2000.0
+"""Log-weight of keys that nobody sees: its exponential is 0, and half precision still holds it."""
 
 BACKENDS: dict[str, CausalAttention] = {"sdpa": _sdpa_causal, "flash": _flash_causal}
 """Causal attention of q [B, H, n, D] and k, v [B, H_kv, n, D]; every other visibility goes through merge.py."""
@@ -73,6 +77,11 @@ class View(NamedTuple):
     place: slice | Tensor = slice(0)
     """Where in the cache; where the length lies on the device, int32 [n]."""
 
+    rows: Tensor | None = None
+    """Which rows of the cache the set has, int64; None: all."""
+    log_weights: Tensor | None = None
+    """What is added to the attention logits of the set's own keys, [B, L, S]; keys from elsewhere bring theirs."""
+
     @property
     def cell(self) -> Place | None:
         """The place of a single cell that is written where the device says."""
@@ -85,14 +94,14 @@ class View(NamedTuple):
 class Injection(nn.Module):
     """What a method puts into one layer: a module, so that its parameters are trained, gathered and saved with the model.
 
-    `memory` [B, L, S, d] holds the state that each cell is fed, zero where there is none.
+    `memory` [B, L, S, d] holds the state that each cell is fed, zero where there is none; None if nothing is fed to any.
     """
 
-    def residual(self, x: Tensor, memory: Tensor) -> Tensor:
+    def residual(self, x: Tensor, memory: Tensor | None) -> Tensor:
         """The stream [B, L, S, d] that enters the layer."""
         return x
 
-    def keys_values(self, x: Tensor, k: Tensor, v: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, k: Tensor, v: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, L, S, H_kv, D] of the normalised stream x, before the rotation."""
         return k, v
 
@@ -152,12 +161,11 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend from the read slots of x [B, L, S, d]; returns [B, L, R, d] and the set's keys and values [B, H_kv, L*S, D].
 
-        `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D].
+        `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D]. With log-weights heads are D + 1 wide, see `weighed`.
         """
         *turning, v = self.qkv(x, read)
         heads = [self.qkv.heads, self.qkv.kv_heads]
         if injection is not None:
-            assert memory is not None
             q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
             k, v = injection.keys_values(x, k, v, memory)
             turning = [q, k]
@@ -170,27 +178,33 @@ class Attention(nn.Module):
         elif angles is not None:
             turning = [rotate(part, angles) for part in turning]
         q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+        if view.log_weights is not None:
+            q, k, v = weighed(q, k, v, view.log_weights)
         if watch is not None:
             watch(q, k)
         k, v = (part.flatten(1, 2).transpose(1, 2) for part in (k, v))
-        seen_k, seen_v = k, v
+        seen_k, seen_v, rows = k, v, view.rows
         if view.cache is not None:
             seen_k, seen_v = view.cache
-            _write(seen_k, view.place, k)
-            _write(seen_v, view.place, v)
+            _write(seen_k, view.place, k, rows)
+            _write(seen_v, view.place, v, rows)
         if q.shape[2] == 0:
             return x[:, :, read], (k, v)
         attended = []
         for slots, own, others in view.groups:
-            rows = q[:, :, slots]
+            asking = q[:, :, slots]
             place = own[0].columns
             if isinstance(place, Place):
-                found = decode_attention(rows[:, 0, 0], seen_k, seen_v, place)
+                found = decode_attention(asking[:, 0, 0], seen_k, seen_v, place)
                 attended.append(found.flatten(1)[:, None, None])
                 continue
-            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], r, mask, docs) for c, r, mask, docs in own]
-            found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
-            attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
+            blocks = [
+                KeyBlock(_of(rows, seen_k[:, :, c]), _of(rows, seen_v[:, :, c]), r, mask, docs)
+                for c, r, mask, docs in own
+            ]
+            found = self.attend(asking.flatten(1, 2).transpose(1, 2), [*blocks, *others])
+            found = found[..., : self.qkv.width].transpose(1, 2)
+            attended.append(found.flatten(2).unflatten(1, (-1, asking.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
@@ -201,6 +215,24 @@ class Attention(nn.Module):
         return attend_blocks(q, blocks)
 
 
+def weighed(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads one wider, with which plain attention adds log_weights [B, L, S] to the logits of their keys.
+
+    q [B, L, R, H, D], k and v [B, L, S, H_kv, D] -> the same with D + 1: q . k / sqrt(D) + log w is one product when the
+    last number of a key is log w and that of a query undoes the scale, so that nothing but the width of heads changes
+    for any way to attend (PonderLM-3's extra column, arXiv 2603.02023).
+    """
+    width = q.shape[-1]
+    root = math.sqrt(width + 1)
+    q = F.pad(q * (root / math.sqrt(width)), (0, 1), value=root)
+    column = log_weights.to(k.dtype)[..., None, None].expand(*k.shape[:-1], 1)
+    return q, torch.cat([k, column], dim=-1), F.pad(v, (0, 1))
+
+
+def _of(rows: Tensor | None, x: Tensor) -> Tensor:
+    return x if rows is None else x[rows]
+
+
 def _rotate_both(q: Tensor, k: Tensor, angles: Rotary) -> tuple[Tensor, Tensor]:
     """q [B, L, R, H, D] and k [B, L, S, H_kv, D] turned in one launch."""
     flat = (x.flatten(1, 2).transpose(1, 2) for x in (q, k))
@@ -209,9 +241,9 @@ def _rotate_both(q: Tensor, k: Tensor, angles: Rotary) -> tuple[Tensor, Tensor]:
     return q, k
 
 
-def _write(cache: Tensor, place: slice | Tensor, new: Tensor) -> None:
-    """Put the new cells [B, H_kv, n, D] into the cache [B, H_kv, C, D]."""
+def _write(cache: Tensor, place: slice | Tensor, new: Tensor, rows: Tensor | None) -> None:
+    """Put the new cells [B, H_kv, n, D] into the cache [C_B, H_kv, C, D], in some rows or all."""
     if isinstance(place, slice):
-        cache[:, :, place] = new
+        cache[slice(None) if rows is None else rows, :, place] = new
     else:
         cache.index_copy_(2, place.long(), new.to(cache.dtype))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import IGNORE, capped_cross_entropy, linear_cross_entropy, soft_cap
+from latentpt.modeling.loss import IGNORE, nats_of_rows, soft_cap
 from latentpt.modeling.norms import after, both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
@@ -103,7 +103,6 @@ class Block(nn.Module):
                 cos, sin = (None, None) if angles is None else [part.flatten(0, -2) for part in angles]
                 return decode_layer(x[:, 0, 0], layer, *view.cache, cell, cos, sin)[:, None, None], view.cache
         if injection is not None:
-            assert memory is not None
             x = injection.residual(x, memory)
         if self.parallel and read is None:
             normed, for_mlp = both(x, self.attention_norm, self.mlp_norm)
@@ -142,14 +141,12 @@ class Head(Linear):
         """Logits [.., V] by the matrix that is handed in, which mixtures gather by themselves."""
         return soft_cap(self.multiply(hidden, weight), self.cap)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits [.., V], or with targets the summed cross-entropy in nats."""
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, by_row: bool = False) -> Any:
+        """Logits [.., V], or with targets the summed cross-entropy in nats, `by_row` also that of every row [M], detached."""
         if targets is None:
             return self.logits(hidden, self.weight)
-        rows, wanted = hidden.flatten(0, -2), targets.flatten()
-        if self.cap is not None:
-            return capped_cross_entropy(rows, self.weight, wanted, self.cap)
-        return linear_cross_entropy(rows, self.weight, wanted, IGNORE)
+        nats = nats_of_rows(hidden.flatten(0, -2), self.weight, targets.flatten(), IGNORE, cap=self.cap)
+        return nats if by_row else nats[0]
 
 
 class Decoder(nn.Module):

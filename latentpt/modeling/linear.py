@@ -30,3 +30,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out], in the dtype of x."""
         return self.multiply(x, self.weight, self.bias)
+
+
+class Gate(Linear):
+    """A linear layer whose outputs open and close gates; weight decay would pull them half open, so it has none."""
+
+    decays = False

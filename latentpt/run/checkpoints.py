@@ -171,15 +171,20 @@ def _first(error: ValidationError) -> str:
     return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, may_lack: str | None = None) -> None:
     """Copy the weights of a checkpoint, verified, into a model of one process.
+
+    Parameters whose name begins with `may_lack` keep the values they have if the checkpoint has none of that name.
 
     Raises:
         CheckpointError: a damaged file, or a checkpoint of another model.
     """
+    there = read_meta(path).shapes
     parameters = dict(model.named_parameters())
+    if may_lack is not None:
+        parameters = {n: p for n, p in parameters.items() if n in there or not n.startswith(may_lack)}
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    check_shapes(path, read_meta(path).shapes, shapes)
+    check_shapes(path, there, shapes)
     verify(path, "weights-")
     with Tensors(path, "weights") as weights, torch.no_grad():
         for name, parameter in parameters.items():

@@ -35,7 +35,8 @@ class TrainingConfig(Section):
     """Stop (and save) after this step although the learning rate is that of a training that goes on to the end; null means train to the end."""
     start_from: str = ""
     """What a new training takes its first weights from: the folder of a run (its latest), a Hugging Face folder or a llama2.c
-    .bin; the last two also give the section model and thoughts.embed_scale. Empty: fresh weights."""
+    .bin; the last two also give the section model and thoughts.embed_scale. Empty: fresh weights. What the source
+    has not, the parameters of a thought method, begins afresh."""
     batch_samples: Count | None = None
     """Global batch in samples of data.sequence_length tokens, over all ranks and accumulated micro-batches."""
     batch_tokens: Count | None = None

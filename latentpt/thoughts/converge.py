@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.plan import Step, Stretch
+from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.schedule import Schedule, gauss_seidel, jacobi
+from latentpt.thoughts.state import Before
 
 
 def until_settled(
@@ -18,7 +20,10 @@ def until_settled(
 
 
 class Settled(Watch):
-    """Sweeps are enough when the input of no position's last slot moves by more than a share `tolerance` of its size."""
+    """Sweeps are enough when the input of no position's last slot moves by more than a share `tolerance` of its size.
+
+    Where there is one slot it is what is carried into it that must not move.
+    """
 
     def __init__(self, slot: int, tolerance: float) -> None:
         self.slot, self.tolerance = slot, tolerance
@@ -31,13 +36,22 @@ class Settled(Watch):
         """Nothing of this stretch is known."""
         self.before, self.moved, self.sweeps = None, float("inf"), 1
 
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Note how far what is carried has moved."""
+        if self.slot == 0:
+            self.note(before.states)
+        return before
+
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """Note how far the last slot's input has moved."""
-        if step.columns[-1].slot != self.slot:
-            return
-        now = u[:, :, -1]
+        if self.slot and step.columns[-1].slot == self.slot:
+            self.note(u[:, :, -1])
+
+    def note(self, now: Tensor) -> None:
+        """Compare with the sweep before; what is zero has not moved."""
         if self.before is not None:
-            self.moved = ((now - self.before).norm(dim=-1) / now.norm(dim=-1)).max().item()
+            sizes = now.norm(dim=-1).clamp(min=torch.finfo(now.dtype).tiny)
+            self.moved = ((now - self.before).norm(dim=-1) / sizes).max().item()
         self.before = now
 
     def enough(self, sweep: int) -> bool:

@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentpt.modeling.decoder import Decoder
+from latentpt.modeling.attention import HIDDEN
+from latentpt.modeling.decoder import Decoder, Ran
 from latentpt.modeling.rotary import Rotary
+from latentpt.thoughts.halting import Halting
 from latentpt.thoughts.method import ThoughtMethod, Tokens
-from latentpt.thoughts.plan import Column, Fed, Plan, Source, Step, Stretch
+from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
 from latentpt.thoughts.sight import Sight, joined
 from latentpt.thoughts.state import Before, KeysValues, State
 
@@ -36,6 +38,10 @@ class Watch:
     def begin(self, stretch: Stretch, first: int) -> None:
         """A stretch begins at a position."""
 
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """What a column of a step is fed from earlier positions; what is returned goes in."""
+        return before
+
     def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
         """Inputs [B, L, n, d] made for slots of a step; what is returned goes in."""
         return u
@@ -46,6 +52,9 @@ class Watch:
     def enough(self, sweep: int) -> bool:
         """Asked after every sweep: whether those between it and the last one may be left out."""
         return False
+
+    def weighed(self, step: Step, log_weights: Tensor) -> None:
+        """Log-weights [B, L, n] of the cells of a step that is about to run, see `latentpt.thoughts.halting`."""
 
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
         """A step's inputs [B, L, n, d] and the streams [B, L, R, d] of the columns that are read."""
@@ -61,21 +70,30 @@ class Outcome(NamedTuple):
     """Streams of the columns that are read, [B, L, R, d]."""
     keys_values: list[KeysValues]
     """Layer by layer, if somebody sees them later."""
-    tapped: Tensor | None
-    """Streams at the tap, [B, L, n, d]."""
+    states: Tensor | None
+    """States [B, L, f, d] of the columns that feed others."""
+    records: Tensor | None = None
+    """Its cells' records [B, L, n, r], where tokens think different numbers of slots."""
+
+    def records_of(self, columns: slice) -> Tensor:
+        """Records of some columns."""
+        assert self.records is not None
+        return self.records[:, :, columns]
 
     def inputs_of(self, columns: slice) -> Tensor:
         """What some columns read."""
-        return self.inputs[:, :, columns]
+        return _columns(self.inputs, columns)
 
     def stream_of(self, columns: slice) -> Tensor:
         """Streams of some columns after the last layer."""
         start = self.step.read.start
-        return self.x[:, :, columns.start - start : columns.stop - start]
+        return _columns(self.x, slice(columns.start - start, columns.stop - start))
 
     def state_of(self, columns: slice) -> Tensor:
-        """Streams of some columns where states are taken."""
-        return self.stream_of(columns) if self.tapped is None else self.tapped[:, :, columns]
+        """States of some columns."""
+        assert self.states is not None
+        start = self.step.feeds.start
+        return _columns(self.states, slice(columns.start - start, columns.stop - start))
 
 
 class Outcomes(dict[int, Outcome]):
@@ -118,13 +136,15 @@ class Outcomes(dict[int, Outcome]):
         return k[:, :, column::count], v[:, :, column::count]
 
 
-class Streams(NamedTuple):
+class Prediction(NamedTuple):
     """What is read off a sweep."""
 
-    x: Tensor
-    """Streams [B, L, d] of the slot that predicts, before the final norm."""
+    hidden: Tensor
+    """State [B, L, d] that predicts, after the final norm."""
     weight: float
     """Factor on its nats in the loss."""
+    slot_weights: Tensor | None = None
+    """W(t, s) of the slots in use, [B, L, n], where tokens think different numbers of them."""
 
 
 def execute(
@@ -134,7 +154,7 @@ def execute(
     plan: Plan,
     state: State | None = None,
     watch: Watch | None = None,
-) -> list[Streams]:
+) -> list[Prediction]:
     """Run a plan over tokens [B, L] that follow the state, which grows by them.
 
     Returns what is read off every sweep that the loss counts; the last sweep's streams come last.
@@ -146,9 +166,14 @@ def execute(
         read.append(_Walk(decoder, method, part, stretch, state, watch or Watch()).run())
     if len(read) == 1:
         return read[0]
-    return [
-        Streams(torch.cat([x for x, _ in same], dim=1), same[0].weight) for same in zip(*read, strict=True)
-    ]
+    return [_joined(same) for same in zip(*read, strict=True)]
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """What was read off one sweep in several stretches."""
+    weights = [part.slot_weights for part in parts if part.slot_weights is not None]
+    hidden = torch.cat([part.hidden for part in parts], dim=1)
+    return Prediction(hidden, parts[0].weight, torch.cat(weights, dim=1) if weights else None)
 
 
 class _Walk:
@@ -165,11 +190,13 @@ class _Walk:
     ) -> None:
         self.decoder, self.method, self.tokens = decoder, method, tokens
         self.stretch, self.state, self.watch = stretch, state, watch
+        self.halting = method.halting if stretch.traits.mixes else None
         self.angles = decoder.angles(tokens.positions)
         self.outcomes = Outcomes()
+        self.outcomes[EMBEDDING.number] = Outcome(EMBEDDING, tokens.embeds, tokens.embeds, [], None)
         self.sight = Sight(stretch, state, tokens, self.outcomes.keys_values)
 
-    def run(self) -> list[Streams]:
+    def run(self) -> list[Prediction]:
         """All steps in order; what is read, and the state grown."""
         self.watch.begin(self.stretch, self.state.positions)
         index = 0
@@ -183,7 +210,7 @@ class _Walk:
             for done in step.done:
                 del self.outcomes[done]
             index = self.following(index)
-        read = [Streams(self.predicting(slots), weight) for slots, weight in self.stretch.readings]
+        read = [self.reading(slots, weight) for slots, weight in self.stretch.readings]
         self.grow()
         return read
 
@@ -204,20 +231,69 @@ class _Walk:
         return last
 
     def step(self, step: Step) -> Outcome:
-        """Run one step."""
-        u, memory = self.inputs(step)
+        """Run one step, in a cache for those rows alone whose token thinks it."""
+        u, memory, records = self.inputs(step)
+        weights = None if records is None else records[..., 0]
+        if weights is not None:
+            self.watch.weighed(step, weights)
+        rows = None if weights is None else self.going_on(weights)
+        if rows is None:
+            ran = self.run_layers(step, u, memory, weights)
+        else:
+            x = u.new_zeros(*u.shape[:2], len(step.read), u.shape[-1])
+            ran = Ran(x, [], None)
+            if len(rows):
+                x[rows] = self.run_layers(step, u, memory, weights, rows).x
+        self.watch.ran(step, u, ran.x)
+        return Outcome(step, u, ran.x, ran.keys_values, self.states(step, ran, memory), records)
+
+    def going_on(self, log_weights: Tensor) -> Tensor | None:
+        """The rows [b] whose token thinks a cell [B, 1, 1] of a cache; None: all of them, or nobody may stop.
+
+        The one place where the host waits for what was thought.
+        """
+        if self.halting is None or not self.halting.stops or not self.sight.in_place:
+            return None
+        rows = (log_weights[:, 0, 0] > HIDDEN).nonzero()[:, 0]
+        return None if len(rows) == len(log_weights) else rows
+
+    def run_layers(
+        self,
+        step: Step,
+        u: Tensor,
+        memory: Tensor | None,
+        weights: Tensor | None,
+        rows: Tensor | None = None,
+    ) -> Ran:
+        """Run a step's layers over its inputs, all rows or some."""
+        angles, keys = self.angles_of(step), None
+        if weights is not None and self.halting is not None and self.stretch.traits.weighed:
+            keys = self.halting.key_weights(weights)
+        if rows is not None:
+            u, (memory, keys) = u[rows], (None if x is None else x[rows] for x in (memory, keys))
+            if angles is not None and self.tokens.positions.dim() > 1:
+                angles = Rotary(*(angle[rows] for angle in angles))
         layers, everything = range(*step.layers), range(len(step.columns))
         read = None if step.read == everything else slice(step.read.start, step.read.stop)
-        inner = self.sight.of(step, everything)
-        outer = inner if read is None else self.sight.of(step, step.read)
+        inner = self.sight.of(step, everything, keys, rows)
+        outer = inner if read is None else self.sight.of(step, step.read, keys, rows)
         views = [(outer if layer == layers[-1] else inner)(layer) for layer in layers]
-        ran = self.decoder.run(
-            u, self.angles_of(step), views, layers.start, read, step.keep and not self.sight.in_place,
-            self.stretch.traits.tap if step.tapped else None, self.method.injections, memory,
+        return self.decoder.run(
+            u, angles, views, layers.start, read, step.keep and not self.sight.in_place,
+            self.stretch.traits.tap if step.feeds else None, self.method.injections, memory,
             None if type(self.watch).attended is Watch.attended else lambda *seen: self.watch.attended(step, *seen),
         )  # fmt: skip
-        self.watch.ran(step, u, ran.x)
-        return Outcome(step, u, *ran)
+
+    def states(self, step: Step, ran: Ran, memory: Tensor | None) -> Tensor | None:
+        """What those are fed who are fed by cells of a step."""
+        if not step.feeds:
+            return None
+        first = 0 if ran.tapped is not None else step.read.start
+        x = ran.x if ran.tapped is None else ran.tapped
+        x = x[:, :, step.feeds.start - first : step.feeds.stop - first]
+        if memory is not None:
+            memory = memory[:, :, step.feeds.start : step.feeds.stop]
+        return self.method.update(self.method.states(self.decoder, x), memory)
 
     def angles_of(self, step: Step) -> Rotary | None:
         """Rotary angles of a step's cells: one for all columns of a position, or each its own."""
@@ -229,18 +305,22 @@ class _Walk:
 
     # ------------------------------------------------------------------------------------------ inputs
 
-    def inputs(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """What the cells of a step read, and the memory of its injections, [B, L, n, d] each."""
+    def inputs(self, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the cells of a step read, what they are fed, [B, L, n, d] each, and their records [B, L, n, r].
+
+        None stands for what nobody asks for or what is not there.
+        """
         if step.layers[0] == self.stretch.traits.span[1]:
-            return self.outcomes.gather(step.base, Outcome.stream_of), None
-        pieces, memories = [], []
+            return self.outcomes.gather(step.base, Outcome.stream_of), None, None
+        pieces, memories, records = [], [], []
         for columns in _alike(step):
             first = columns[0]
             tokens = self.tokens.at(slice(step.columns[first].first, None, step.columns[first].every))
             if step.layers[0]:
-                tokens = tokens._replace(
-                    embeds=self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
-                )
+                embeds = self.outcomes.gather(step.base[first : first + 1], Outcome.stream_of)
+                tokens = tokens.inside(embeds)
+            if tokens.chance is not None:
+                tokens = tokens._replace(chance=tokens.chance.of(step.sweep))
             fed = [f for f in (step.fed[index] for index in columns) if f is not None]
             before = self.before(step, columns, fed) if fed else None
             slots = _range([step.columns[index].slot for index in columns])
@@ -250,23 +330,36 @@ class _Walk:
                 u = self.method.inject(self.decoder, tokens, slots, before)
                 u = self.watch.inject(step, slots, u)
             pieces.append(u)
-            memories.append(torch.zeros_like(u) if before is None else before.states)
-        memory = None if self.method.injections is None else _cat(memories, 2)
-        return _cat(pieces, 2), memory
+            memories.append(None if before is None or before.known is False else before.states)
+            if self.halting is not None:
+                records.append(self.records(self.halting, slots, before, u))
+        u, memory = _cat(pieces, 2), None
+        if self.method.remembers and any(m is not None for m in memories):
+            pairs = zip(pieces, memories, strict=True)
+            memory = _cat([torch.zeros_like(piece) if m is None else m for piece, m in pairs], 2)
+        return u, memory, _cat(records, 2) if records else None
+
+    def records(self, halting: Halting, slots: range, before: Before | None, u: Tensor) -> Tensor:
+        """Records [B, L, n, r] of cells that read u: zero in slot 0, where every token begins."""
+        if before is None or slots[0] == 0:
+            wide = torch.promote_types(u.dtype, torch.float32)
+            return u.new_zeros(*u.shape[:3], halting.size, dtype=wide)
+        found: Tensor = halting(self.decoder, slots, before)
+        return found
 
     def before(self, step: Step, columns: range, fed: Sequence[Fed]) -> Before:
         """The cells that some columns are fed by, all from the same place before."""
         if fed[0].feed.back:
-            cells = [self.cell_before(step.columns[c], f) for c, f in zip(columns, fed, strict=True)]
-            return Before(*(torch.cat(parts, dim=2) for parts in zip(*cells, strict=True)))
+            cells = [self.cell_before(step, step.columns[c], f) for c, f in zip(columns, fed, strict=True)]
+            return cells[0] if len(cells) == 1 else _together(cells)
         sources = [f.source for f in fed]
         if None in sources:
-            inputs, x = self.state.last[fed[0].feed.slot]
-            return Before(inputs[:, :, None], self.method.states(self.decoder, x[:, :, None]))
-        x = self.outcomes.gather(sources, Outcome.state_of)
-        return Before(self.outcomes.gather(sources, Outcome.inputs_of), self.method.states(self.decoder, x))
+            return Before(*(part[:, :, None] for part in self.state.last[fed[0].feed.slot]))
+        inputs, states = (self.outcomes.gather(sources, of) for of in (Outcome.inputs_of, Outcome.state_of))
+        records = None if self.halting is None else self.outcomes.gather(sources, Outcome.records_of)
+        return Before(inputs, states, records=records)
 
-    def cell_before(self, column: Column, fed: Fed) -> Before:
+    def cell_before(self, step: Step, column: Column, fed: Fed) -> Before:
         """The cells of the positions before a column, zero where there are none: [B, L, 1, d] each."""
         here = self.tokens.at(slice(column.first, None, column.every))
         rows = here.ids.shape[1]
@@ -277,15 +370,25 @@ class _Walk:
             pair = [zero.expand_as(here.embeds[:, :, 0])] * 2
             unknown = ~unknown
         else:
-            pair = [self.outcomes.column(fed.source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
+            pair = self.pair(fed.feed.slot, fed.source)
         if fed.wraps:
             first = last or (zero.expand_as(here.embeds[:, :1, 0]),) * 2
             pair = [torch.cat([f, p], dim=1) for f, p in zip(first, pair, strict=True)]
             unknown = torch.cat([torch.full_like(unknown[:, :1], last is None), unknown], dim=1)
-        inputs, x = (part[:, :rows, None] for part in pair)
-        begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
-        states = self.method.states(self.decoder, x).masked_fill(begins[..., None, None], 0.0)
-        return Before(inputs, states)
+        inputs, states = (part[:, :rows, None] for part in pair)
+        if fed.source is None and not (fed.wraps and last):
+            before = Before(inputs, states, known=False)
+        else:
+            begins = unknown[:, :rows] | self.begins[:, column.first :: column.every]
+            begins = begins[..., None, None]
+            before = Before(inputs, states.masked_fill(begins, 0.0), ~begins)
+        return self.watch.carried(step, column, before)
+
+    def pair(self, fed_by: int | None, source: Source) -> list[Tensor]:
+        """Input and state [B, L, d] of the cells that feed; where the token's own stream feeds, this twice."""
+        if fed_by is None:
+            return [self.outcomes.column(source, Outcome.stream_of)] * 2
+        return [self.outcomes.column(source, of) for of in (Outcome.inputs_of, Outcome.state_of)]
 
     @functools.cached_property
     def begins(self) -> Tensor:
@@ -297,6 +400,18 @@ class _Walk:
         return documents != torch.cat([before, documents[:, :-1]], dim=1)
 
     # ------------------------------------------------------------------------------------------ what is left
+
+    def reading(self, slots: tuple[Source, ...], weight: float) -> Prediction:
+        """What is read off a sweep: the state of the slot that predicts, or the mixture of all slots' states."""
+        if self.halting is None or len(slots) == 1:
+            return Prediction(self.decoder.norm(self.predicting(slots)), weight)
+        states = self.decoder.norm(self.outcomes.gather(slots, Outcome.stream_of))
+        weights = self.outcomes.gather(slots, Outcome.records_of)[..., 0].exp()
+        if self.tokens.alive is not None:
+            index = torch.arange(len(slots), device=weights.device)
+            weights = weights * (index < self.tokens.alive[..., None])
+        shares = self.halting.shares(weights)
+        return Prediction((shares[..., None] * states).sum(2).to(states.dtype), weight, weights)
 
     def predicting(self, slots: tuple[Source, ...]) -> Tensor:
         """Streams [B, L, d] of the slot that predicts: the last one, or each token's last that is thought."""
@@ -318,11 +433,8 @@ class _Walk:
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
-            pair = (
-                self.outcomes.column(source, of)[:, row].unsqueeze(1)
-                for of in (Outcome.inputs_of, Outcome.state_of)
-            )
-            state.last[slot] = tuple(pair)  # type: ignore[assignment]
+            inputs, x = (part[:, row].unsqueeze(1) for part in self.pair(slot, source))
+            state.last[slot] = inputs, x
         if done:
             present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
             olds = (state.documents, state.alive)
@@ -344,6 +456,17 @@ def _alike(step: Step) -> list[range]:
 
     groups = (list(group) for _, group in itertools.groupby(range(len(step.columns)), kind))
     return [range(group[0], group[-1] + 1) for group in groups]
+
+
+def _together(cells: Sequence[Before]) -> Before:
+    """What several columns are fed from earlier positions."""
+    inputs, states = (torch.cat(list(parts), dim=2) for parts in zip(*(b[:2] for b in cells), strict=True))
+    known = [torch.as_tensor(b.known, device=states.device).expand_as(b.states[..., :1]) for b in cells]
+    return Before(inputs, states, torch.cat(known, dim=2))
+
+
+def _columns(x: Tensor, columns: slice) -> Tensor:
+    return x if columns == slice(0, x.shape[2]) else x[:, :, columns]
 
 
 def _range(slots: list[int]) -> range:

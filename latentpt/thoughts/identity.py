@@ -8,11 +8,13 @@ from latentpt.thoughts.model import LanguageModel
 
 
 def identity(model: LanguageModel, asked: str = "") -> str:
-    """A hash of a model's configuration, of a sample of its weights, and of what it is `asked` with.
+    """A hash of a model's configuration, of the threshold below which its tokens stop, of a sample of its weights, and of what it is `asked` with.
 
     Every parameter gives its ends and a thousand entries between them; the same on every device.
     """
-    digest = hashlib.sha256(f"{model.config} {model.thoughts} {asked}".encode())
+    halting = model.method.halting
+    stops = "" if halting is None else f" {halting.threshold}"
+    digest = hashlib.sha256(f"{model.config} {model.thoughts} {asked}{stops}".encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
         spread = flat[:: max(1, len(flat) // 1000)]

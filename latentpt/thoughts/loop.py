@@ -23,3 +23,9 @@ class Loop(ThoughtMethod):
         """The stream goes on; positions entered it in the first loop."""
         assert before is not None
         return before.states
+
+
+class MidLoop(Loop):
+    """The loop over the middle third of the layers, which a curriculum switches on late (public speed records)."""
+
+    default_span = "middle"

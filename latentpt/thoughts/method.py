@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from latentpt.config import ConfigError
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
 from latentpt.seeding import stream
-from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.chance import Chance
+from latentpt.thoughts.config import Span, ThoughtsConfig, layers_of
+from latentpt.thoughts.halting import Confidence, Halting
 from latentpt.thoughts.plan import Feed, Traits, Visibility
 from latentpt.thoughts.schedule import Schedule, by_slot, gauss_seidel, jacobi, one_pass, sequential, strided
 from latentpt.thoughts.state import Before
@@ -33,10 +37,16 @@ class Tokens(NamedTuple):
     """Number of each token's document, int64 [B, L], where documents are kept apart."""
     alive: Tensor | None = None
     """Slots that each token thinks, int64 [B, L]: nobody sees its later ones, and the last of these predicts. 0 is padding."""
+    chance: Chance | None = None
+    """The random numbers of a sweep, in training forwards that draw any."""
 
     def placed(self, latents: Tensor) -> Tensor:
         """Inputs of latent slots [B, L, n, d] on the row of their position, where positions are learned."""
         return latents if self.rows is None else latents + self.rows
+
+    def inside(self, stream: Tensor) -> Tokens:
+        """The tokens in a span of layers, made from the stream [B, L, 1, d] that enters it, which knows its position."""
+        return self._replace(embeds=stream, rows=None)
 
     def at(self, index: slice) -> Tokens:
         """The tokens at some places of the stretch."""
@@ -44,8 +54,15 @@ class Tokens(NamedTuple):
             return self
         rows = None if self.rows is None else self.rows[..., index, :, :]
         documents, alive = (None if t is None else t[:, index] for t in (self.documents, self.alive))
+        chance = None if self.chance is None else self.chance.at(index)
         return Tokens(
-            self.ids[:, index], self.embeds[:, index], rows, self.positions[..., index], documents, alive
+            self.ids[:, index],
+            self.embeds[:, index],
+            rows,
+            self.positions[..., index],
+            documents,
+            alive,
+            chance,
         )
 
 
@@ -59,20 +76,35 @@ class ThoughtMethod(nn.Module):
     """Whether a latent slot is fed the state before it; without feedback one pass is exact."""
     carry = False
     """Whether slot 0 is fed the state of the last slot of the position before (zero at the beginning of a document)."""
+    one_slot = False
+    """Whether the token's slot is the only one there can be."""
     tap: int | None = None
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
     injections: nn.ModuleList | None
     """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
+    halting: Halting | None
+    """How many slots each token thinks, where that differs."""
+    draws = False
+    """Whether the forward of a training step draws random numbers, see `thoughts.chance`."""
     default_scale: float | None = 2.5
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
     fixed_visibility: Visibility | None = None
     """What a slot sees where the method leaves no choice."""
+    default_span: Span = "all"
+    """The layers that are run for every slot."""
 
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
+        """Raises ConfigError where the configuration asks for what the method or the model does not have."""
         super().__init__()
         self.config = config
-        self.injections = None  # as a class attribute it would hide the modules of a subclass
+        self.injections = self.halting = None  # as class attributes they would hide the modules of a subclass
         self.width, self.layers = model.hidden_size, model.num_layers
+        if self.one_slot and config.num_thoughts:
+            raise ConfigError(
+                f"thoughts.num_thoughts = {config.num_thoughts} with thoughts.method = {config.method}, "
+                "which has no latent slots; the nearest number is 0"
+            )
+        self._span = layers_of(config.span or self.default_span, model.num_layers)
 
     @property
     def slots(self) -> int:
@@ -87,7 +119,17 @@ class ThoughtMethod(nn.Module):
     @property
     def span(self) -> tuple[int, int]:
         """The layers that are run for every slot; those before run on the token alone, those after on the last slot."""
-        return 0, self.layers
+        return self._span
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a slot is fed by the position before."""
+        return any(feed is not None and feed.back for feed in self.feeds(self.slots))
+
+    @property
+    def whole(self) -> bool:
+        """Whether slots run through all layers and are fed by slots of their own position alone."""
+        return self.span == (0, self.layers) and not self.looks_back
 
     def feeds(self, slots: int) -> tuple[Feed | None, ...]:
         """Slot by slot the cell whose state it is fed."""
@@ -96,7 +138,34 @@ class ThoughtMethod(nn.Module):
 
     def traits(self, slots: int | None = None) -> Traits:
         """What a plan is made for, with `slots` slots in use (None: all)."""
-        return Traits(self.visibility, self.feeds(slots or self.slots), self.layers, self.span, self.tap)
+        slots = slots or self.slots
+        halting = self.halting if slots > 1 else None
+        weighed = halting is not None and (halting.weighs or halting.stops)
+        return Traits(
+            self.visibility,
+            self.feeds(slots),
+            self.layers,
+            self.span,
+            self.tap,
+            mixes=halting is not None,
+            weighed=weighed,
+        )
+
+    def stop_below(self, threshold: float) -> None:
+        """From now on tokens stop thinking where their weight falls below `threshold`, a share; 0: nowhere.
+
+        A method with a router has its own weights, any other goes by the confidence of slot 0 (`halting.Confidence`).
+        Raises ConfigError for a method that does neither.
+        """
+        if self.halting is None:
+            normed = self.feedback and type(self).states is ThoughtMethod.states
+            if self.slots == 1 or not self.whole or not normed:
+                raise ConfigError(
+                    f"thoughts.method = {self.config.method} has no thoughts that a token could leave out by its first "
+                    "state; the nearest method that has is latent"
+                )
+            self.halting = Confidence()
+        self.halting.threshold = threshold
 
     @property
     def embed_scale(self) -> float:
@@ -118,8 +187,23 @@ class ThoughtMethod(nn.Module):
         return Tokens(ids, embeds, rows, positions)
 
     def states(self, decoder: Decoder, x: Tensor) -> Tensor:
-        """What of the stream x [.., d] at the tap is fed back: by default the last hidden state, after the norm."""
-        return decoder.norm(x)
+        """What of the stream x [.., d] at the tap is fed back: by default the last hidden state, after the norm.
+
+        A span that ends before the last layer hands on its stream as it is.
+        """
+        return decoder.norm(x) if self.span[1] == self.layers else x
+
+    def update(self, states: Tensor, memory: Tensor | None) -> Tensor:
+        """What becomes of states [B, L, n, d] when they are handed on by cells that were fed `memory` (None: nothing)."""
+        return states
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a cell is fed is asked for again, inside the layers or when its own state is handed on."""
+        return self.injections is not None or type(self).update is not ThoughtMethod.update
+
+    def initialize(self, seed: int) -> None:
+        """Give those of its parameters their first values that do not start as the decoder's do."""
 
     def inject(self, decoder: Decoder, tokens: Tokens, slots: range, before: Before | None) -> Tensor:
         """Inputs [B, L, n, d] of the n slots named, from the cells that they are fed by; None in slots that none feeds.
@@ -153,29 +237,48 @@ class ThoughtMethod(nn.Module):
     def exact_schedule(self, slots: int | None = None) -> Schedule:
         """The cheapest schedule that is exact: one sweep, unless a slot sees or is fed what is thought after it."""
         slots = slots or self.slots
-        feeds = self.feeds(slots)
+        waits = [None if feed is None else feed.slot for feed in self.feeds(slots)]
         ordered = slots == 1 or self.visibility is not Visibility.CAUSAL
-        if not any(feeds) and (slots == 1 or not ordered):
+        if waits == [None] * slots and (slots == 1 or not ordered):
             return one_pass(slots)
-        in_order = all(feed is None or feed.slot < slot for slot, feed in enumerate(feeds))
+        in_order = all(other is None or other < slot for slot, other in enumerate(waits))
         return by_slot(slots) if ordered and in_order else sequential(slots)
 
-    def injection_flops(self, model: ModelConfig, slot: int) -> int:
-        """Forward FLOPs of making the input of one cell of a slot, beyond the layers."""
+    def injection_flops(self, model: ModelConfig, slot: int, carried: bool = True) -> int:
+        """Forward FLOPs of making the input of one cell of a slot, and of what goes into its layers, beyond the layers.
+
+        `carried` says whether anything is fed to its step.
+        """
+        return 0
+
+    def memory_flops(self, model: ModelConfig) -> int:
+        """Of these, the products with what is fed, whose gradient is not computed where that carries none."""
         return 0
 
     def choices(self, step: int) -> list[tuple[float, Schedule]]:
         """The schedules a training step may draw, with their probabilities."""
         slots, (low, high) = self.config.phase(step)
         schedules = [self.schedule(k, slots) for k in range(low, high + 1)]
-        weights = [1 / s.passes if self.config.draw == "inverse_cost" else 1.0 for s in schedules]
+        draw = self.config.draw
+        if isinstance(draw, tuple) and len(draw) == len(schedules):
+            weights = list(draw)
+        else:
+            weights = [1 / s.passes if draw == "inverse_cost" else 1.0 for s in schedules]
         return [
             (weight / sum(weights), schedule) for weight, schedule in zip(weights, schedules, strict=True)
         ]
+
+    def schedule_at(self, step: int) -> Schedule:
+        """The schedule by which the model is measured after a training step: its phase's, with the largest K."""
+        slots, (_, high) = self.config.phase(step)
+        return self.schedule(high, slots)
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, drawn from (seed, step) alone, hence the same on every rank."""
         choices = self.choices(step)
         weights = torch.tensor([weight for weight, _ in choices])
         drawn = torch.multinomial(weights, 1, generator=stream(seed, "refinements", step))
-        return choices[int(drawn)][1]
+        chosen = choices[int(drawn)][1]
+        if not self.draws:
+            return chosen
+        return replace(chosen, key=int(torch.randint(2**62, (), generator=stream(seed, "forward", step))))

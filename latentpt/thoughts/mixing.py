@@ -24,7 +24,7 @@ class MixingMethod(ThoughtMethod):
         """c softmax(W_o h) W_e of states h [.., d]."""
         return self.mixture(states, decoder.head, decoder.embedding, self.config.top_k) * self.embed_scale
 
-    def injection_flops(self, model: ModelConfig, slot: int) -> int:
+    def injection_flops(self, model: ModelConfig, slot: int, carried: bool = True) -> int:
         """Logits, and the mixture of all or of the top k rows."""
         if slot == 0:
             return 0

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder, initialize
 from latentpt.modeling.loss import IGNORE
+from latentpt.thoughts.chance import make_chance
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.documents import document_positions
-from latentpt.thoughts.execute import Streams, Watch, execute
+from latentpt.thoughts.execute import Prediction, Watch, execute
 from latentpt.thoughts.method import Tokens
 from latentpt.thoughts.plan import PlanError, compile_plan
 from latentpt.thoughts.registry import make_method
@@ -51,6 +52,7 @@ class LanguageModel(nn.Module):
         std = math.sqrt(2 / (5 * self.config.hidden_size))
         residual = std / math.sqrt(2 * self.config.num_layers * deeper)
         initialize(self, seed, std, residual, norm=1 - self.config.norm_offset)
+        self.method.initialize(seed)
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, equal on every rank."""
@@ -70,12 +72,18 @@ class LanguageModel(nn.Module):
         return kind(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
 
     def tokens(
-        self, input_ids: Tensor, start: int = 0, documents: Tensor | None = None, alive: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        start: int = 0,
+        documents: Tensor | None = None,
+        alive: Tensor | None = None,
+        key: int | None = None,
     ) -> Tokens:
         """Ids int64 [B, L] as a method reads them, from position `start` on.
 
         `documents` [B, L], the number of each token's document, keeps attention and states inside a document and lets
-        positions restart with it; `alive` [B, L] is the number of slots that each token thinks.
+        positions restart with it; `alive` [B, L] is the number of slots that each token thinks; `key` is what the random
+        numbers of a training forward follow from.
         """
         end = start + input_ids.shape[1]
         self._check_fits(end)
@@ -83,8 +91,9 @@ class LanguageModel(nn.Module):
         if documents is not None:
             assert start == 0, "a stretch of several documents begins at position 0"
             positions = document_positions(documents)
+        chance = None if key is None else make_chance(key, input_ids, positions)
         return self.method.tokens(self.decoder, input_ids, positions)._replace(
-            documents=documents, alive=alive
+            documents=documents, alive=alive, chance=chance
         )
 
     def read(
@@ -93,7 +102,7 @@ class LanguageModel(nn.Module):
         schedule: Schedule | None = None,
         state: State | None = None,
         watch: Watch | None = None,
-    ) -> list[Streams]:
+    ) -> list[Prediction]:
         """Run a schedule over tokens that follow the state, which grows by them; see `latentpt.thoughts.execute`.
 
         Raises PlanError if the schedule needs what nobody provides, or does not go on from this state.
@@ -124,7 +133,7 @@ class LanguageModel(nn.Module):
         `state` is what came before, and grows by these tokens; for `documents` and `alive` see `tokens`.
         """
         tokens = self.tokens(input_ids, 0 if state is None else state.positions, documents, alive)
-        return self.decoder.norm(self.read(tokens, schedule, state, watch)[-1].x)
+        return self.read(tokens, schedule, state, watch)[-1].hidden
 
     def forward(
         self,
@@ -142,20 +151,28 @@ class LanguageModel(nn.Module):
 
         `labels` [B, L] are the ids themselves and are shifted inside; `targets` [B, L] are already the next tokens.
         Positions whose target is -100 carry no loss. The loss is the nats, summed over targets and the sweeps that the
-        schedule weighs, over `target_count` (None: the number of targets, at least 1). `watch` looks on; `documents`
-        [B, L], the number of each token's document, keeps documents apart.
+        schedule weighs, and the price of the thoughts where the method has one, over `target_count` (None: the number of
+        targets, at least 1). `watch` looks on; `documents` [B, L], the number of each token's document, keeps documents apart.
         """
-        streams = self.read(self.tokens(input_ids, documents=documents), schedule, watch=watch)
-        hidden = [(self.decoder.norm(x), weight) for x, weight in streams]
+        key = None if schedule is None else schedule.key
+        read = self.read(self.tokens(input_ids, documents=documents, key=key), schedule, watch=watch)
         if labels is not None:
             targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
         loss = None
         if targets is not None:
-            nats = [weight * self.decoder.head(h, targets) for h, weight in hidden if weight]
+            nats = [one.weight * self._nats(one, targets) for one in read if one.weight]
             count = (targets != IGNORE).sum().clamp(min=1) if target_count is None else target_count
             loss = torch.stack(nats).sum() / count
-        logits = self.decoder.head(hidden[-1][0]) if return_logits else None
+        logits = self.decoder.head(read[-1].hidden) if return_logits else None
         return ModelOutput(loss, logits)
+
+    def _nats(self, read: Prediction, targets: Tensor) -> Tensor:
+        """Summed nats of one sweep's predictions, and what the method adds to them."""
+        halting, weights = self.method.halting, read.slot_weights
+        if halting is None or weights is None or not halting.price:
+            return self.decoder.head(read.hidden, targets)
+        total, each = self.decoder.head(read.hidden, targets, by_row=True)
+        return total + halting.penalty(weights, each, targets)
 
     def _check_fits(self, positions: int) -> None:
         if self.config.positions == "learned" and positions > self.config.max_positions:

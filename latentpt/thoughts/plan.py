@@ -45,10 +45,11 @@ class Visibility(Enum):
 
 
 class Feed(NamedTuple):
-    """The cell whose state a slot is fed: `slot` of the position `back` places before (0: its own)."""
+    """What a slot is fed: the state of `slot` of the position `back` places before (0: its own)."""
 
     back: int
-    slot: int
+    slot: int | None
+    """None: not a state, but the token's own stream as it enters the span, which waits for nobody."""
 
 
 class Traits(NamedTuple):
@@ -63,6 +64,10 @@ class Traits(NamedTuple):
     """Layers that are run again; those before run once on the token slot, those after once on the slot that predicts."""
     tap: int | None = None
     """States are the stream before this layer; None: the stream at the end of the span."""
+    mixes: bool = False
+    """Whether all slots predict together, each with a share of its token."""
+    weighed: bool = False
+    """Whether keys carry the log-weight of their cell, in a column of their own."""
 
     @property
     def slots(self) -> int:
@@ -128,8 +133,8 @@ class Step:
     columns: tuple[Column, ...]
     layers: tuple[int, int]
     """First layer and the one after the last."""
-    base: tuple[Source | None, ...]
-    """What each column's input is made from; None: the token's embedding."""
+    base: tuple[Source, ...]
+    """What each column's input is made from: the token's stream as it enters the span, or for layers after it the span's."""
     fed: tuple[Fed | None, ...]
     """The state that goes into each column."""
     sees: tuple[tuple[Seen, ...], ...]
@@ -144,8 +149,8 @@ class Step:
     """Whether gradient flows through it."""
     read: range = range(0)
     """Columns whose outcome somebody wants: the last layer computes queries, output and MLP for these alone."""
-    tapped: bool = False
-    """Whether somebody wants the stream at the tap, of all columns."""
+    feeds: range = range(0)
+    """Columns whose states somebody is fed."""
     keep: bool = False
     """Whether somebody sees its keys and values later."""
     done: tuple[int, ...] = ()
@@ -157,6 +162,10 @@ class Step:
         own = [[seen.column for seen in column if seen.source is None] for column in self.sees]
         alone = all(len(columns) == len(seen) for columns, seen in zip(own, self.sees, strict=True))
         return alone and all(columns == list(self.columns) for columns in own)
+
+
+EMBEDDING = Step((Column(0, 1, 0),), (0, 0), (), (), (), number=-1, sweep=-1, read=range(1))
+"""What is there before the first step: every token's embedding."""
 
 
 class Reading(NamedTuple):
@@ -175,8 +184,8 @@ class Stretch:
     steps: tuple[Step, ...]
     readings: tuple[Reading, ...]
     """Of the sweeps that carry loss, the last sweep's at the end."""
-    leaves: tuple[tuple[int, int, Source], ...]
-    """(slot, row, its latest stream), which the next stretch is fed."""
+    leaves: tuple[tuple[int | None, int, Source], ...]
+    """(slot or None for the token's own stream, row, its latest stream), which the next stretch is fed."""
     keys: tuple[tuple[Source, ...], ...]
     """Layer by layer the latest keys and values of the layer's slots, where the next stretch sees them."""
     completes: int
@@ -205,6 +214,22 @@ def sets(sweep: Sweep, length: int) -> Iterator[tuple[Column, ...]]:
         )
 
 
+def _together(
+    found: Iterable[tuple[Column, ...]], traits: Traits, length: int
+) -> Iterator[tuple[Column, ...]]:
+    """A single position's sets in the order of slots, those joined of which no cell is fed by another: one step is exact."""
+    waiting: tuple[Column, ...] = ()
+    for columns in found:
+        slots = {column.slot for column in waiting}
+        feeds = (traits.feeds[column.slot] for column in columns)
+        fed = any(feed is not None and not feed.back and feed.slot in slots for feed in feeds)
+        if waiting and (length > 1 or fed or min(columns).slot < max(slots)):
+            yield waiting
+            waiting = ()
+        waiting += columns
+    yield waiting
+
+
 @functools.lru_cache(maxsize=256)
 def compile_stretch(
     traits: Traits, sweeps: tuple[Sweep, ...], length: int, keep: bool = False, read_all: bool = False
@@ -227,7 +252,7 @@ def compile_stretch(
             )
     for number, sweep in enumerate(sweeps):
         refines = number > 0 and sweeps[number - 1].slots == sweep.slots
-        for columns in sets(sweep, length):
+        for columns in _together(sets(sweep, length), traits, length):
             layout.add(columns, (start, stop), number, refines, sweep.grad)
         last = number == len(sweeps) - 1
         weight = float(last) if sweep.weight is None else sweep.weight
@@ -241,10 +266,11 @@ def compile_stretch(
                 layout.add(
                     (Column(0, 1, sweep.slots - 1),), (stop, traits.layers), number, refines, sweep.grad
                 )
-            slots = range(0 if read_all and not suffix else sweep.slots - 1, sweep.slots)
+            everything = (read_all or traits.mixes) and not suffix
+            slots = range(0 if everything else sweep.slots - 1, sweep.slots)
             readings.append(Reading(tuple(layout.whole(traits.layers, slot) for slot in slots), weight))
-    leaves = sorted({feed.slot for feed in traits.feeds if feed is not None and feed.back})
-    left = tuple((slot, -1, layout.whole(stop, slot)) for slot in leaves)
+    leaves = {feed.slot for feed in traits.feeds if feed is not None and feed.back}
+    left = tuple((slot, -1, layout.whole(*layout.place(slot))) for slot in leaves)
     keys = layout.all_keys() if keep else ()
     stretch = Stretch(traits, length, tuple(layout.steps), tuple(readings), left, keys, length)
     return _needed(stretch, len(sweeps) - 1 if read_all else None)
@@ -312,6 +338,7 @@ class _Layout:
         self.traits, self.length, self.known = traits, length, known
         self.steps: list[Step] = []
         self.streams, self.keys = _Board(), _Board()
+        self.streams.put((0, 0), Column(0, 1, 0), Source(((EMBEDDING.number, 0),)))
 
     def add(
         self,
@@ -324,9 +351,9 @@ class _Layout:
         """One more step; raises PlanError if a column is fed what nobody has thought."""
         core = layers == self.traits.span
         self.restride(columns[0].every)
-        base: list[Source | None] = [None] * len(columns)
-        if layers[0]:  # the core starts from the token's stream, what follows it from the stream it left
-            base = [self.streams.latest((layers[0], 0 if core else c.slot), c.first) for c in columns]
+        # The prefix and the core start from the token's stream, what follows from the stream the core left.
+        slots = [c.slot if layers[0] == self.traits.span[1] else 0 for c in columns]
+        base = [self._entering(layers[0], slot, c.first) for slot, c in zip(slots, columns, strict=True)]
         fed = tuple(self._fed(column) if core else None for column in columns)
         sees = tuple(tuple(self._seen(column, columns, layers[0])) for column in columns)
         number = len(self.steps)
@@ -341,12 +368,15 @@ class _Layout:
         self.streams.restride(every)
         self.keys.restride(every)
 
+    def place(self, fed_by: int | None) -> tuple[int, int]:
+        """Layer and slot of the stream whence a feed comes."""
+        start, stop = self.traits.span
+        return (start, 0) if fed_by is None else (stop, fed_by)
+
     def whole(self, layer: int, slot: int) -> Source:
         """The latest stream of a slot at every position, before a layer."""
         self.restride(1)
-        found = self.streams.latest((layer, slot), 0)
-        assert found is not None
-        return found
+        return self._entering(layer, slot, 0)
 
     def all_keys(self) -> tuple[tuple[Source, ...], ...]:
         """Layer by layer, the latest keys and values of every slot."""
@@ -357,12 +387,17 @@ class _Layout:
             found += [tuple(source for source in slots if source is not None)] * (stop - first)
         return tuple(found)
 
+    def _entering(self, layer: int, slot: int, residue: int) -> Source:
+        found = self.streams.latest((layer, slot), residue)
+        assert found is not None
+        return found
+
     def _fed(self, column: Column) -> Fed | None:
         feed = self.traits.feeds[column.slot]
         if feed is None:
             return None
         residue = (column.first - feed.back) % column.every
-        source = self.streams.latest((self.traits.span[1], feed.slot), residue)
+        source = self.streams.latest(self.place(feed.slot), residue)
         if source is None and not feed.back and feed.slot not in self.known:
             raise PlanError(
                 f"slot {column.slot} is fed the state of slot {feed.slot}, which no earlier sweep has thought; "
@@ -389,16 +424,16 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
     """
     end, tap = stretch.traits.span[1], stretch.traits.tap
     outcomes: dict[int, set[int]] = defaultdict(set)
-    tapped: set[int] = set()
+    feeding: dict[int, set[int]] = defaultdict(set)
     kept: set[int] = set()
     last_use: dict[int, int] = {}
 
     def want(source: Source | None, user: int, state: bool = False) -> None:
         for step, column in source.parts if source is not None else ():
             last_use.setdefault(step, user)  # users come from the last to the first
-            if state and tap is not None:
-                tapped.add(step)
-            else:
+            if state:
+                feeding[step].add(column)
+            if not state or tap is None:
                 outcomes[step].add(column)
 
     def keep(sources: Iterable[Source | None], user: int) -> None:
@@ -410,21 +445,22 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
     for reading in stretch.readings:
         for source in reading.slots:
             want(source, after)
-    for _, _, source in stretch.leaves:
-        want(source, after, state=True)
+    for slot, _, source in stretch.leaves:
+        want(source, after, state=slot is not None)
     keep((source for layer in stretch.keys for source in layer), after)
     steps: list[Step] = []
     for number, step in reversed(list(enumerate(stretch.steps))):
         if step.sweep == all_of:
             outcomes[number].update(range(len(step.columns)))
-        wanted, (first, stop) = outcomes[number], step.layers
-        if not wanted and number not in tapped and number not in kept:
+        wanted, feeds, (first, stop) = outcomes[number], feeding[number], step.layers
+        if not wanted and not feeds and number not in kept:
             continue
         for base, fed in zip(step.base, step.fed, strict=True):
             want(base, number)
-            want(fed and fed.source, number, state=True)
+            if fed is not None:
+                want(fed.source, number, state=fed.feed.slot is not None)
         keep((seen.source for column in step.sees for seen in column), number)
-        read = range(min(wanted), max(wanted) + 1) if wanted else range(0)
+        read = _from_first_to_last(wanted)
         if stop == end and tap is not None and not wanted and number not in kept:
             stop, read = tap, range(len(step.columns))  # nobody wants more than the states
         done = [old for old, user in last_use.items() if user == number]
@@ -435,12 +471,16 @@ def _needed(stretch: Stretch, all_of: int | None = None) -> Stretch:
                 step,
                 read=read,
                 layers=(first, stop),
-                tapped=number in tapped,
+                feeds=_from_first_to_last(feeds),
                 keep=number in kept,
                 done=tuple(done),
             )
         )
     return replace(stretch, steps=tuple(reversed(steps)))
+
+
+def _from_first_to_last(columns: set[int]) -> range:
+    return range(min(columns), max(columns) + 1) if columns else range(0)
 
 
 class Plan(NamedTuple):

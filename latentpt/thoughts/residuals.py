@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.plan import Step, Stretch
+from latentpt.thoughts.plan import Column, Step, Stretch
+from latentpt.thoughts.state import Before
 
 
 class Residuals(Watch):
-    """|z_k - z_(k-1)| / |z_k| of what the latent slots read, over everything solved since it was made."""
+    """|z_k - z_(k-1)| / |z_k| of what latent slots read and what is carried in time, over everything solved so far."""
 
     def __init__(self) -> None:
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
@@ -21,20 +22,28 @@ class Residuals(Watch):
         """Nothing of this stretch is known."""
         self.before, self.length = {}, stretch.length
 
-    @torch.no_grad()
+    def carried(self, step: Step, column: Column, before: Before) -> Before:
+        """Compare what is carried into a column."""
+        self.compare(step, column, before.states[:, :, 0])
+        return before
+
     def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
-        """Compare what latent slots read with what they read a sweep before."""
-        for index, (first, every, slot) in enumerate(step.columns):
-            if slot == 0:
-                continue
-            rows, now = slice(first, None, every), u[:, :, index].detach()
-            before = self.before.get(slot)
-            if before is None:
-                before = now.new_zeros(now.shape[0], self.length, now.shape[-1])
-            if step.refines:
-                self.add(step.sweep, now, before[:, rows])
-            self.before[slot] = before.clone()
-            self.before[slot][:, rows] = now
+        """Compare what slots read that are fed by their own position."""
+        for index, (column, fed) in enumerate(zip(step.columns, step.fed, strict=True)):
+            if fed is not None and not fed.feed.back:
+                self.compare(step, column, u[:, :, index])
+
+    @torch.no_grad()
+    def compare(self, step: Step, column: Column, now: Tensor) -> None:
+        """Compare values [B, L, d] of a column with those of the sweep before."""
+        (first, every, slot), now = column, now.detach()
+        rows, before = slice(first, None, every), self.before.get(slot)
+        if before is None:
+            before = now.new_zeros(now.shape[0], self.length, now.shape[-1])
+        if step.refines:
+            self.add(step.sweep, now, before[:, rows])
+        self.before[slot] = before.clone()
+        self.before[slot][:, rows] = now
 
     def add(self, sweep: int, now: Tensor, before: Tensor) -> None:
         """Note the latents [B, L, d] that a sweep read and those that the sweep before it read."""

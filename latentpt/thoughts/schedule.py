@@ -13,7 +13,8 @@ solves it cell by cell; a schedule solves or approximates it with a few parallel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Schedule:
     sweeps: tuple[Sweep, ...]
     chunk: int | None = None
     """Positions solved together; None means all, 1 is sequential decoding."""
+    key: int | None = field(default=None, compare=False)
+    """What the random numbers of a training step's forward follow from (`thoughts.chance`); None: it draws none."""
 
     @property
     def slots(self) -> int:
@@ -59,7 +62,18 @@ class Schedule:
             return self
         first = len(self.sweeps) - bptt_passes
         sweeps = (replace(sweep, grad=index >= first) for index, sweep in enumerate(self.sweeps))
-        return Schedule(tuple(sweeps), self.chunk)
+        return replace(self, sweeps=tuple(sweeps))
+
+    def weighed(self, weights: Sequence[float]) -> Schedule:
+        """The same schedule with these factors on the losses of its last sweeps, and 0 on those before them.
+
+        A schedule of fewer sweeps takes the last ones, so scaled that their sum stays what it is.
+        """
+        last = weights[-len(self.sweeps) :]
+        last = [weight * sum(weights) / sum(last) for weight in last]
+        sweeps = [replace(sweep, weight=0.0) for sweep in self.sweeps[: len(self.sweeps) - len(last)]]
+        sweeps += [replace(s, weight=w) for s, w in zip(self.sweeps[len(sweeps) :], last, strict=True)]
+        return replace(self, sweeps=tuple(sweeps))
 
 
 def one_pass(slots: int) -> Schedule:

@@ -40,10 +40,15 @@ class Sight:
         self._masked = tokens.alive is not None or state.alive is not None
         self._found: dict[Any, Hidden] = {}
 
-    def of(self, step: Step, queries: range) -> Callable[[int], View]:
-        """What some columns of a step see, as a function of the layer."""
+    def of(
+        self, step: Step, queries: range, log_weights: Tensor | None = None, rows: Tensor | None = None
+    ) -> Callable[[int], View]:
+        """What some columns of a step see, as a function of the layer.
+
+        `log_weights` [B, L, n] are those of the step's keys; `rows` int64 are the rows that run, None: all.
+        """
         if self.in_place:
-            return lambda layer: self._in_cache(step, queries, layer)
+            return lambda layer: self._in_cache(step, queries, layer, log_weights, rows)
         count = len(step.columns)
         groups: list[tuple[slice, tuple[Part, ...], Columns, tuple[Seen, ...]]]
         if step.flat and len(queries) == count:  # one causal sequence
@@ -64,7 +69,7 @@ class Sight:
                     if s.source is not None
                 ]
                 found.append(Group(slots, own, (*others, *self._before(rows, layer))))
-            return View(tuple(found))
+            return View(tuple(found), log_weights=log_weights)
 
         return view
 
@@ -94,16 +99,25 @@ class Sight:
             for part in self.state.before(layer, rows[0].slot)
         ]
 
-    def _in_cache(self, step: Step, queries: range, layer: int) -> View:
+    def _in_cache(
+        self, step: Step, queries: range, layer: int, log_weights: Tensor | None, rows: Tensor | None
+    ) -> View:
         """Single cells write themselves into the cache and see what lies there up to themselves."""
         assert isinstance(self.state, Cache)
         groups = []
         for at, index in enumerate(queries):
-            rows = (step.columns[index],)
-            parts = self.state.up_to(layer, rows[0])
-            own = (Part(part, Relation.ALL, *self._hidden_before(rows, layer, part)) for part in parts)
+            asking = (step.columns[index],)
+            own = []
+            for part in self.state.up_to(layer, asking[0]):
+                mask, documents = self._hidden_before(asking, layer, part)
+                if rows is not None and mask is not None:
+                    mask = mask[rows]
+                if rows is not None and documents is not None:
+                    documents = documents[0][rows], documents[1][rows]
+                own.append(Part(part, Relation.ALL, mask, documents))
             groups.append(Group(slice(at, at + 1), tuple(own)))
-        return View(tuple(groups), self.state.tensors[layer], self.state.place(layer, step.columns))
+        place = self.state.place(layer, step.columns)
+        return View(tuple(groups), self.state.tensors[layer], place, rows, log_weights)
 
     # ------------------------------------------------------------------------------------------ what is hidden
 

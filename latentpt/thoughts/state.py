@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.config import ModelConfig
 from latentpt.thoughts.plan import Column, Traits
 
@@ -25,7 +26,11 @@ class Before(NamedTuple):
     inputs: Tensor
     """What those cells read, [B, L, n, d]."""
     states: Tensor
-    """What came of them and is fed back, [B, L, n, d]."""
+    """What came of them and is fed back, [B, L, n, d]; zero where there are none."""
+    known: Tensor | bool = True
+    """Whether there is such a cell, bool [B, L, n, 1]: none where a document begins; False where there are none at all."""
+    records: Tensor | None = None
+    """Their records [B, L, n, r], where tokens think different numbers of slots, see `latentpt.thoughts.halting`."""
 
 
 class State:
@@ -35,8 +40,9 @@ class State:
         self.traits = traits
         self.positions = 0
         """Positions thought through."""
-        self.last: dict[int, tuple[Tensor, Tensor]] = {}
-        """Slot -> input and stream [B, 1, d] of its latest cell, for the slots that feed what comes next."""
+        self.last: dict[int | None, tuple[Tensor, Tensor]] = {}
+        """Slot -> input and state [B, 1, d] of its latest cell, for the slots that feed what comes next; None: the token's
+        own stream, twice."""
         self.documents: Tensor | None = None
         """Number of each position's document [B, positions], where documents are kept apart."""
         self.alive: Tensor | None = None
@@ -69,9 +75,10 @@ class Cache(State):
 
         def room(layer: int) -> Tensor:
             cells = capacity * len(traits.grid(layer))
-            return like.new_empty(rows, config.kv_heads, cells, config.head_width)
+            return like.new_zeros(rows, config.kv_heads, cells, config.head_width + traits.weighed)
 
         self.tensors = [(room(layer), room(layer)) for layer in range(traits.layers)]
+        self.rewind(0)
 
     def keys_values(self, layer: int) -> KeysValues | None:
         """The valid part."""
@@ -88,6 +95,9 @@ class Cache(State):
     def rewind(self, positions: int) -> None:
         """Forget everything from a position on."""
         self.positions = positions
+        if self.traits.weighed:  # cells that are not thought stay hidden
+            for layer, (k, _) in enumerate(self.tensors):
+                k[:, :, positions * len(self.traits.grid(layer)) :, -1] = HIDDEN
 
     def place(self, layer: int, columns: Sequence[Column]) -> slice:
         """Where single cells belong that follow one another."""

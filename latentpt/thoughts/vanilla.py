@@ -9,3 +9,4 @@ class Vanilla(ThoughtMethod):
     """One slot per position; nothing is fed back."""
 
     feedback = False
+    one_slot = True

@@ -8,6 +8,7 @@ This is the only module that imports deepspeed, and the home of the workarounds 
   Stage 0 can only accumulate bf16 gradients in bf16, so there the parameters stay fp32 and the forward runs under
   autocast;
 * stage 0 in fp32 would apply a non-finite gradient, which the other stages skip: we clip and skip ourselves there;
+* parameters that a step does not use (a fusion of states in a step of one pass) have a gradient of zero, in every stage;
 * the training state is read and written as whole tensors, parameter by parameter (`Engine.gather`,
   `Engine.scatter`), because DeepSpeed's own checkpoints are bound to the number of ranks, and its universal ones
   resume ZeRO-3 wrongly when there are several parameter groups.
@@ -79,14 +80,17 @@ def _skip_shared_memory_extension() -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices (linear weights, embeddings, head) decay, vectors (biases, norm weights) do not.
+    """Two AdamW groups: matrices (linear weights, embeddings, head) decay, vectors (biases, norm weights) and gates do not.
 
     Weight decay keeps matrices from growing; a norm's weight or a bias has no scale to trade against another layer's.
+    Modules whose attribute `decays` is False are left out as well.
     """
+    spared = {p for m in model.modules() if not getattr(m, "decays", True) for p in m.parameters()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = [p.ndim >= 2 and p not in spared for p in parameters]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, d in zip(parameters, decays, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(parameters, decays, strict=True) if not d], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -222,10 +226,18 @@ class Engine:
             self._step_unpartitioned()
             return
         self._engine.step()
+        if self.zero.stage == 3:
+            # Its buffer outlives the step, and would update a parameter that the next step does not use.
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         self._grad_norm = self._engine.get_global_grad_norm()
         self.applied = self._engine.was_step_applied()
 
     def _step_unpartitioned(self) -> None:
+        for parameter in self.names.values():
+            if (
+                parameter.grad is None
+            ):  # not used in this step; the other stages take that for a gradient of zero
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.applied = bool(torch.isfinite(norm))

@@ -64,7 +64,7 @@ def load_start(config: RunConfig, model: LanguageModel) -> None:
     """
     start = Path(config.training.start_from)
     if not is_published(start):
-        checkpoints.load_weights(checkpoints.find(RunFolder(start).checkpoints), model)
+        checkpoints.load_weights(checkpoints.find(RunFolder(start).checkpoints), model, may_lack="method.")
         return
     source = load_folder(start)
     theirs = dict(source.named_parameters())

@@ -74,7 +74,8 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
 def build_model(config: RunConfig) -> LanguageModel:
     """The model with its first weights."""
     settings = config.training
-    model = LanguageModel(config.model, config.thoughts, settings.attention, settings.checkpoint_activations)
+    thoughts = config.thoughts.over(config.steps)
+    model = LanguageModel(config.model, thoughts, settings.attention, settings.checkpoint_activations)
     model.initialize(config.seed)
     return model
 
@@ -236,31 +237,44 @@ class Trainer(Loop[RunConfig]):
         return self.flops[schedule]
 
     def validate(self) -> None:
-        """Mean loss over the held-out samples by the training forward, over all ranks, and that of every source."""
+        """Mean loss over the held-out samples by the training forward of this phase, over all ranks, and that of every source."""
         with self.clock:
             sums = torch.stack([self.held_out_sums(dataset) for dataset in self.held_out.values()])
             dist.all_reduce(sums)
-        total, count = sums.sum(0).tolist()
+        total, count, *thought = sums.sum(0).tolist()
         each = {
-            f"loss/{name}": (s / n).item() for name, (s, n) in zip(self.held_out, sums, strict=True) if name
+            f"loss/{name}": (s / n).item()
+            for name, (s, n, *_) in zip(self.held_out, sums, strict=True)
+            if name
         }
-        self.record(kind="validation", loss=total / count, **each)
+        self.record(kind="validation", loss=total / count, **each, **self.thinking(count, thought))
+
+    def thinking(self, count: float, thought: list[float]) -> dict[str, float]:
+        """Of `count` tokens the average number of thoughts and the share that comes as far as each slot, where they differ."""
+        if self.model.method.halting is None:
+            return {}
+        reached, weights = torch.tensor(thought).view(2, -1).tolist()
+        shares = {f"reach/{slot}": weight / count for slot, weight in enumerate(weights) if slot}
+        return {"thoughts": sum(reached[1:]) / count, **shares}
 
     def held_out_sums(self, dataset: TokenDataset) -> Tensor:
-        """This rank's share of a held-out corpus: [summed nats, tokens] in float64."""
+        """This rank's share of a held-out corpus in float64: [nats, tokens, of each slot the tokens that think it, and W]."""
         micro, limit = self.config.training.micro_batch, self.config.validation.samples
         samples = min(limit or dataset.num_samples, dataset.num_samples)
         batches = validation_batches(dataset, micro, limit, self.rank, self.world)
         filler = torch.zeros(1, self.length + 1, dtype=torch.int64)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        schedule = self.model.method.schedule_at(self.progress.step - 1)
+        sums = torch.zeros(2 + 2 * self.model.method.slots, dtype=torch.float64, device=self.device)
         for _ in range(-(-samples // (micro * self.world))):
             # A rank that has no batch left runs the model all the same, for others may wait for its parameters.
             self.mark(f"validation after step {self.progress.step}")
             batch = next(batches, None)
             used = [filler if batch is None else batch]
-            measured = self.engine.call(summed_loss, used, False, self.end_token)
+            measured = self.engine.call(summed_loss, used, False, self.end_token, schedule)
             if batch is not None:
-                sums += torch.tensor(measured, dtype=torch.float64, device=self.device)
+                nats, tokens, reached, weights = measured
+                found = [nats, tokens, *reached, *weights]
+                sums += torch.tensor(found, dtype=torch.float64, device=self.device)
         return sums
 
     def save(self) -> None:
@@ -286,7 +300,7 @@ class Trainer(Loop[RunConfig]):
     def description(self) -> list[str]:
         """Size, length and cost."""
         config, per_step = self.config, self.global_batch * self.length
-        flops = training_flops_per_token(config.model, config.thoughts, self.length)
+        flops = training_flops_per_token(config.model, config.thoughts, self.length, self.total)
         thoughts = config.thoughts
         return [
             f"{config.model.family} with {self.parameters:,} parameters, "

@@ -10,7 +10,8 @@ from latentpt.evaluation.diagnostics import Changed, Changes, diagnose_batches, 
 from latentpt.evaluation.page import diagnostics_page
 from latentpt.evaluation.scoring import sample_losses
 from latentpt.intervals import Mean
-from latentpt.thoughts.measure import validation_loss
+from latentpt.thoughts.measure import summed_loss, validation_loss
+from latentpt.thoughts.schedule import one_pass
 from tests.conftest import tiny_ids, tiny_model
 
 LATENT = {"method": "latent", "num_thoughts": 2, "refinements": 30}
@@ -135,7 +136,7 @@ def test_the_page_says_on_how_much_and_which_layers_and_what_is_chance():
     assert "books (data/books), checkpoint of step 7: 4 samples of 8 tokens, 32 predictions" in page
     assert "3 samples, 24 latents of each slot" in page and "the mean of 3 samples" in page
     assert ">layer 0</text>" in page and ">layer 1</text>" in page
-    row = next(line for line in page.splitlines() if "latents replaced: mean" in line)
+    row = next(line for line in page.splitlines() if "states replaced: mean" in line)
     assert "+0.0100</td><td>0.0200</td><td>cannot tell" in row
     assert "cannot tell" not in next(line for line in page.splitlines() if "only 0 of the thoughts" in line)
 
@@ -145,3 +146,27 @@ def test_the_page_stands_alone_and_escapes_names():
     assert "&lt;run&gt;" in page and "<run>" not in page and "<here>" not in page and page.count("<svg") == 2
     assert "http" not in page and "src=" not in page
     assert "<svg" in diagnostics_page("plain", "", diagnose_batches(tiny_model(), BATCHES))
+
+
+@pytest.mark.parametrize("method", ["lrt", "fbt", "t2mlr", "p2n"])
+def test_a_carried_state_is_left_out_and_replaced_and_its_loss_without_is_that_of_one_pass(method):
+    model = tiny_model("llama", size={"num_layers": 3}, method=method, refinements=9)
+    found = diagnose_batches(model, BATCHES)
+    assert set(found.replaced) == {"mean", "of_another_document", "noise", "nothing"}
+    assert all(abs(one.cost.value) > 1e-6 for one in found.replaced.values())
+    sums = summed_loss(model, BATCHES, schedule=one_pass(1))
+    assert abs(found.replaced["nothing"].loss - sums.nats / sums.tokens) < 1e-10
+    assert max(found.residual) < 1e-9 and found.fewer == {} and found.collapse == [] and found.attention == []
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [{"method": "smear"}, {"method": "dual_slot", "num_thoughts": 1, "visibility": "stage_causal"}],
+)
+def test_a_shift_that_is_left_out_leaves_the_plain_decoder(thoughts):
+    model = tiny_model("llama", size={"num_layers": 3}, **thoughts)
+    plain = tiny_model("llama", size={"num_layers": 3}, embed_scale=model.method.embed_scale)
+    found = diagnose_batches(model, BATCHES)
+    assert abs(found.replaced["nothing"].loss - diagnose_batches(plain, BATCHES).loss.value) < 1e-10
+    assert all(abs(one.cost.value) > 1e-6 for one in found.replaced.values())
+    assert len(found.attention) == model.method.slots - 1  # of the one layer that all slots run through

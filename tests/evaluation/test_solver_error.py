@@ -27,3 +27,14 @@ def test_errors_shrink_with_every_sweep_and_gauss_seidel_leads_at_equal_passes()
 def test_a_method_that_is_exact_in_one_sweep_has_no_solver_to_compare(thoughts):
     with pytest.raises(ValueError, match="exact in one sweep"):
         solver_errors(tiny_model(**thoughts), tiny_ids())
+
+
+@pytest.mark.parametrize("method", ["lrt", "t2mlr"])
+def test_sweeps_of_a_carried_state_come_nearer_to_decoding_and_each_solver_is_named_once(method):
+    model = tiny_model(method=method, size={"num_layers": 3}, weights=0.5)
+    errors = {e.solver: e.state for e in solver_errors(model, tiny_ids(2, 20), sweeps=8)}
+    assert (
+        errors["jacobi, K = 8"] < errors["jacobi, K = 4"] < errors["jacobi, K = 1"] < errors["jacobi, K = 0"]
+    )
+    assert errors["strided 2, K = 4"] < errors["jacobi, K = 4"]
+    assert not any("sweeps" in solver for solver in errors)

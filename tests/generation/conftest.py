@@ -5,11 +5,19 @@ import functools
 import pytest
 
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_model
+from tests.conftest import thinking, tiny_model
 
 OPTIONS = {
     "latent_mixture": [{}, {"top_k": 5}],
+    "alcot": [{}, {"threshold": 0.8}],
+    "ponder3": [{}, {"threshold": 0.4}],
+    "latent": [{}, {"span": "middle"}],
+    "dual_slot": [{}, {"injection": "norm"}],
+    "smear": [{}, {"span": "all"}],
     "ponder": [{}, {"top_k": 5}, {"cumulative": True}],
+    "lrt": [{}, {"shared_projections": True}],
+    "fbt": [{}, {"fusion": "concat"}, {"fusion": "add"}],
+    "t2mlr": [{}, {"span": "all"}],
 }
 
 
@@ -17,11 +25,9 @@ def _kinds():
     for name, method in METHODS.items():
         visible = ("causal", "stage_causal") if method.fixed_visibility is None else ("causal",)
         for options in OPTIONS.get(name, [{}]):
-            for visibility in visible if name != "vanilla" else ("causal",):
+            for visibility in visible if not method.one_slot else ("causal",):
                 for thoughts in (1, 2) if name in ("latent", "pause") else (2,):
-                    yield {
-                        "method": name, "num_thoughts": thoughts * (name != "vanilla"), "visibility": visibility, **options,
-                    }  # fmt: skip
+                    yield {**thinking(name, thoughts), "visibility": visibility, **options}
 
 
 KINDS = list(_kinds())
@@ -30,7 +36,7 @@ KINDS = list(_kinds())
 @functools.cache
 def model_of(family, number):
     """The model of a family and a kind, made once."""
-    return tiny_model(family, **KINDS[number])
+    return tiny_model(family, size={"num_layers": 3}, weights=1.5, **KINDS[number])
 
 
 @pytest.fixture(params=range(len(KINDS)), ids=lambda number: "-".join(map(str, KINDS[number].values())))

@@ -9,14 +9,14 @@ from latentpt.seeding import stream
 from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.registry import METHODS
 from latentpt.thoughts.schedule import sequential
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 KINDS = [
     {"method": "vanilla"},
     {"method": "latent", "num_thoughts": 1},
     {"method": "latent", "num_thoughts": 2},
     {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"},
-    *({"method": name, "num_thoughts": 2} for name in METHODS if name not in ("vanilla", "latent")),
+    *(thinking(name) for name in METHODS if name not in ("vanilla", "latent")),
 ]
 
 

@@ -14,10 +14,10 @@ from latentpt.hub import folders
 from latentpt.hub.folders import export_folder, load_folder
 from latentpt.thoughts.identity import identity
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
-THINKING = [name for name in METHODS if name != "vanilla"]
+THINKING = folders.EXPORTED
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10]]
 
 
@@ -58,6 +58,14 @@ def test_every_method_thinks_the_same_in_transformers(tmp_path, family, method, 
         assert generate_there(there, PROMPTS, 6) == generate(model, PROMPTS, 6)
     again = load_folder(tmp_path / "hf")
     assert torch.equal(again(ids).logits, model(ids).logits) and again.thoughts == model.thoughts
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"vanilla", *folders.EXPORTED}))
+def test_a_method_that_the_modeling_file_does_not_know_is_refused(tmp_path, method):
+    model = tiny_model("llama", torch.float32, method=method, num_thoughts=1)
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} has no export yet; the nearest"):
+        export_folder(model, tmp_path / "hf")
+    assert not list(tmp_path.glob("hf*"))
 
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"cumulative": True}], ids=str)
@@ -185,3 +193,21 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     keep_results(run / "evaluation", [Measurement("piqa", {}, "of another step", 7, figures)])
     assert launch("export", monkeypatch, "--run", run, "--output", tmp_path / "later") == 0
     assert "piqa" not in (tmp_path / "later" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if not METHODS[name].carry and name != "vanilla"]
+)
+def test_a_span_of_layers_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, method):
+    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method), span="middle")
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .* cannot be exported"):
+        export_folder(model, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].carry])
+def test_a_carried_state_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, method):
+    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method))
+    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .* cannot be exported"):
+        export_folder(model, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

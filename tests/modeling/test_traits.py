@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentpt.modeling.loss import capped_cross_entropy, soft_cap
+from latentpt.modeling.loss import linear_cross_entropy, soft_cap
 from latentpt.thoughts.registry import METHODS
 from tests.conftest import tiny_ids, tiny_model
 
@@ -49,7 +49,7 @@ def test_the_loss_of_capped_logits_and_its_gradients_are_those_of_the_formula(ch
     weight = torch.randn(11, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     targets = torch.tensor([0, 3, -100, 5, 10, 2, 2])
     leaves = (hidden, weight)
-    ours = capped_cross_entropy(hidden, weight, targets, 1.5, chunk)
+    ours = linear_cross_entropy(hidden, weight, targets, cap=1.5, chunk_rows=chunk)
     found = torch.autograd.grad(ours, leaves)
     logits = soft_cap(hidden @ weight.T, 1.5)
     assert logits.abs().max() < 1.5

@@ -5,7 +5,7 @@ import torch
 
 from latentpt.thoughts.documents import document_ids, document_positions
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 END = 36
 SOLVERS = {
@@ -53,7 +53,7 @@ def test_packed_documents_equal_single_ones_by_every_solver(family, solver):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "latent"])
 def test_packed_documents_equal_single_ones_by_every_method(method):
-    check(tiny_model("pythia", method=method, num_thoughts=0 if method == "vanilla" else 2, refinements=1))
+    check(tiny_model("pythia", refinements=1, **thinking(method)))
 
 
 def test_gradients_do_not_cross_documents():

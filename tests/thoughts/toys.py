@@ -5,7 +5,6 @@ from torch import nn
 
 from latentpt.modeling.attention import Injection
 from latentpt.thoughts.method import ThoughtMethod
-from latentpt.thoughts.plan import Feed, Visibility
 from latentpt.thoughts.schedule import Schedule, Sweep
 
 
@@ -28,34 +27,6 @@ class TwoLosses(ThoughtMethod):
         return Schedule((Sweep(1, weight=0.25), Sweep(2), Sweep(2, weight=0.75)))
 
 
-class MiddleAgain(ThoughtMethod):
-    """The middle layers are run again on what they made, every slot seeing its own kind."""
-
-    fixed_visibility = Visibility.SAME_SLOT
-
-    @property
-    def span(self):
-        return 1, self.layers - 1
-
-    def states(self, decoder, x):
-        return x
-
-    def inject(self, decoder, tokens, slots, before):
-        return before.states
-
-
-class DualSlot(MiddleAgain):
-    """Slot 0 is the stream that enters the middle layers, slot 1 adds what slot 0 of the position before became."""
-
-    fixed_visibility = Visibility.STAGE_CAUSAL
-
-    def feeds(self, slots):
-        return (None, Feed(1, 0))[:slots]
-
-    def inject(self, decoder, tokens, slots, before):
-        return tokens.embeds + before.states
-
-
 class Gate(Injection):
     """Adds a share of the memory to the stream, and a projection of it to keys and values."""
 
@@ -65,9 +36,11 @@ class Gate(Injection):
         self.project = nn.Linear(model.hidden_size, model.kv_heads * model.head_width, bias=False)
 
     def residual(self, x, memory):
-        return x + self.rate * memory
+        return x if memory is None else x + self.rate * memory
 
     def keys_values(self, x, k, v, memory):
+        if memory is None:
+            return k, v
         more = self.project(memory).view_as(k)
         return k + more, v - more
 
@@ -87,7 +60,5 @@ class Inside(Carry):
 TOYS = {
     "carry": Carry,
     "two_losses": TwoLosses,
-    "middle": MiddleAgain,
-    "dual_slot": DualSlot,
     "inside": Inside,
 }

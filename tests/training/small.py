@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 END = 256  # id that ends a document
 
 
+# A method with noise, whose parameters every second step does not use: thoughts of a run for `tiny_run`.
+CARRIED = {
+    "model": {"num_layers": 3},
+    "thoughts": {"method": "fbt", "num_thoughts": 0, "refinements": [0, 2], "draw": [0.4, 0.3, 0.3]},
+}
+
+
 def write_text_shards(folder: Path, size: int) -> None:
     """folder/train and folder/validation: about `size` and size / 8 bytes of Python sources, one document a file."""
     folder.mkdir(parents=True, exist_ok=True)

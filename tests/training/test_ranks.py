@@ -7,7 +7,7 @@ import pytest
 
 from latentpt.run import checkpoints
 from latentpt.training.trainer import train
-from tests.training.small import finish, losses, start_ranks, tiny_run
+from tests.training.small import CARRIED, finish, losses, start_ranks, tiny_run
 from tests.training.test_trainer import plain_losses
 
 WORKER = Path(__file__).with_name("two_ranks.py")
@@ -30,3 +30,10 @@ def test_any_number_of_ranks_and_any_zero_stage_give_one_loss_curve_also_across_
         run = tiny_run(tmp_path / name, text)
         assert losses(run) == pytest.approx(expected, abs=2e-6), name
         assert losses(run, "validation") == pytest.approx(losses(alone, "validation"), abs=2e-6), name
+
+
+@pytest.mark.slow
+def test_noise_and_passes_are_the_same_on_any_number_of_ranks(text, tmp_path):
+    finish(start_ranks(2, WORKER, text, tmp_path, "carried"))
+    run = tiny_run(tmp_path / "all-stages", text, **CARRIED)
+    assert losses(run) == pytest.approx(plain_losses(run), abs=2e-6)

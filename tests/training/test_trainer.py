@@ -36,6 +36,9 @@ def plain_losses(config):
             targets = trainer.targets_of(tokens)
             loss = model(tokens[:, :-1], targets=targets, schedule=schedule, return_logits=False).loss
             loss.backward()
+            for parameter in model.parameters():
+                if parameter.grad is None:  # not used in this step
+                    parameter.grad = torch.zeros_like(parameter)
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
             for group in adam.param_groups:
                 group["lr"] = learning_rate(config.learning_rate, config.optimizer.lr, step, config.steps)

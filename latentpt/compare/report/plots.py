@@ -87,7 +87,7 @@ def loss_range(results: Results) -> tuple[float, float]:
 
 def draw_decoding(axes: Axes, results: Results, looks: dict[str, Look]) -> None:
     """Final loss over what a decoded token costs: exact decoding filled, the training forward hollow, seeds as a line."""
-    costs = [arm.plan.inference_flops_per_token for arm in results.arms]
+    costs = [arm.inference_flops_per_token for arm in results.arms]
     for arm, x in zip(results.arms, side_by_side(costs), strict=True):
         look, losses = looks[arm.name], [run.measured.exact_loss for run in arm.runs]
         axes.plot([x, x], [min(losses), max(losses)], color=look.colour, linewidth=1)

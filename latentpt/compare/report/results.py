@@ -10,8 +10,11 @@ from latentpt.compare.planning.plan import Plan, PlannedArm
 from latentpt.compare.report.spread import Estimate, estimate, smallest_difference
 from latentpt.compare.running.execute import finished
 from latentpt.compare.running.measure import Measured, kept
-from latentpt.config import ConfigError
+from latentpt.config import ConfigError, build
+from latentpt.modeling.config import ModelConfig
 from latentpt.run import RunFolder, read_metrics
+from latentpt.thoughts.config import ThoughtsConfig
+from latentpt.thoughts.cost import inference_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ class ArmResult:
     def training_flops(self) -> float:
         """Counted FLOPs of one training, the mean over seeds where refinements are drawn or adapted."""
         return estimate([run.training_flops for run in self.runs]).mean
+
+    @property
+    def thoughts(self) -> Estimate:
+        """Average number of thoughts of a token in exact decoding."""
+        return estimate([sum(reached[1:]) for reached in self.reached])
+
+    @property
+    def inference_flops_per_token(self) -> float:
+        """FLOPs per token of exact decoding with the thoughts that were measured, the mean over seeds."""
+        model = build(ModelConfig, self.plan.config["model"])
+        thoughts = build(ThoughtsConfig, self.plan.config["thoughts"])
+        length = self.plan.config["data"]["sequence_length"]
+        costs = [inference_flops_per_token(model, thoughts, length, reached) for reached in self.reached]
+        return estimate(costs).mean
+
+    @property
+    def reached(self) -> list[list[float]]:
+        """Run by run, slot by slot the share of tokens that thinks it; all do where nothing else was measured."""
+        slots = self.plan.config["thoughts"]["num_thoughts"] + 1
+        return [run.measured.reached or [1.0] * slots for run in self.runs]
 
     @property
     def seconds(self) -> Estimate:

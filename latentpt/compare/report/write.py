@@ -16,6 +16,7 @@ HEADER = [
     "parameters",
     "FLOPs/token training",
     "FLOPs/token inference",
+    "thoughts",
     "tokens",
     "training FLOPs",
     "seconds",
@@ -66,7 +67,8 @@ def row(arm: ArmResult) -> list[str]:
         arm.name,
         quantity(arm.plan.parameters),
         quantity(arm.training_flops / arm.plan.tokens),
-        quantity(arm.plan.inference_flops_per_token),
+        quantity(arm.inference_flops_per_token),
+        f"{arm.thoughts.mean:.2f}",
         quantity(arm.plan.tokens),
         quantity(arm.training_flops),
         f"{arm.seconds:.0f}",
@@ -86,7 +88,7 @@ def reading(results: Results, unigram: float) -> str:
     missing = "" if results.complete else " Not every planned run is finished yet."
     return (
         f"Losses are nats per token on {samples} held-out samples, {spread}; the training forward, exact sequential "
-        f"decoding, and the gap between them. Token frequencies alone reach {unigram:.4f} (unigram).{missing}"
+        f"decoding, and the gap between them. Thoughts are the average of a token in exact decoding, which inference FLOPs count. Token frequencies alone reach {unigram:.4f} (unigram).{missing}"
     )
 
 

@@ -11,7 +11,7 @@ from latentpt_kernels.on_triton import rotate_qk as rotary
 from latentpt.generation.decode import generate
 from latentpt.modeling import attention as attention_room
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 SMALL = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 CASES = [(name, {}) for name in METHODS if name != "latent"] + [
@@ -45,7 +45,7 @@ def counted(monkeypatch, *places):
 
 def step(family, method, thoughts):
     model = tiny_model(
-        family, torch.float32, size=SMALL, weights=1.5, method=method, num_thoughts=0 if method == "vanilla" else 1,
+        family, torch.float32, size=SMALL, weights=1.5, **thinking(method, 1),
         refinements=1, **thoughts,
     )  # fmt: skip
     ids = tiny_ids(1, 6)
