@@ -152,7 +152,7 @@ class Reader:
             ]
             assert not unknown, f"no options {unknown}"
             return pairs
-        if command.program in ("launch/pretrain.py", "launch/bench.py"):
+        if command.program in ("launch/pretrain.py", "launch/bench.py") and config is not None:
             load_run_config(ROOT / config, given)
         elif command.program == "launch/compare.py":
             load_comparison(ROOT / config, list(given))

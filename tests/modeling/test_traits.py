@@ -22,7 +22,7 @@ TRAITS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_exact_schedules_equal_thinking_cell_by_cell(trait, method):
-    thoughts = {} if method == "vanilla" else {"num_thoughts": 2}
+    thoughts = {} if method == "vanilla" or METHODS[method].one_slot else {"num_thoughts": 2}
     model = tiny_model("llama", size=TRAITS[trait], method=method, **thoughts)
     ids = tiny_ids(2, 6)
     cache = model.cache(2, 6)
