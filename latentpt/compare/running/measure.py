@@ -27,7 +27,7 @@ from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
-from latentpt.thoughts.measure import summed_loss, validation_loss
+from latentpt.thoughts.measure import Sums, summed_loss
 from latentpt.thoughts.model import LanguageModel
 
 MICRO_BATCH = 32
@@ -103,19 +103,17 @@ def measure(plan: Plan, arm: str, seed: int) -> Measured:
     limit = sample_limit(plan, run)
     end = open_training(run.data).eod_id if run.data.mask_documents else None
     corpora = {name: list(batches) for name, batches in held_out(run, limit).items()}
-    every = [batch for batches in corpora.values() for batch in batches]
-    exact = {
-        name: summed_loss(model, batches, exact=True, end_token=end) for name, batches in corpora.items()
-    }
-    tokens = max(sum(sums.tokens for sums in exact.values()), 1)
-    reached = [sum(slot) / tokens for slot in zip(*(sums.reached for sums in exact.values()), strict=True)]
+    forward = [summed_loss(model, batches, end_token=end) for batches in corpora.values()]
+    exact = [summed_loss(model, batches, exact=True, end_token=end) for batches in corpora.values()]
+    each = {name: sums.nats / sums.tokens for name, sums in zip(corpora, exact, strict=True)}
+    tokens = sum(sums.tokens for sums in exact)
     measured = Measured(
         of=of,
-        loss=validation_loss(model, every, end_token=end),
-        exact_loss=sum(sums.nats for sums in exact.values()) / tokens,
-        reached=reached,
-        samples=sum(map(len, every)),
-        sources={name: sums.nats / sums.tokens for name, sums in exact.items()} if len(exact) > 1 else {},
+        loss=mean(forward),
+        exact_loss=mean(exact),
+        reached=[sum(slot) / tokens for slot in zip(*(sums.reached for sums in exact), strict=True)],
+        samples=sum(len(batch) for batches in corpora.values() for batch in batches),
+        sources=each if len(each) > 1 else {},
         tasks=task_metrics(model, run, plan.comparison.tasks, measurement_path(plan, arm, seed)),
         texts=continuations(model, run, plan.comparison.prompts),
     )
@@ -133,6 +131,11 @@ def held_out(run: RunConfig, limit: int | None) -> dict[str, Iterator[Tensor]]:
     """Validation batches [b, L + 1] of each held-out corpus of a run, its first `limit` samples."""
     corpora = open_validation(run.data)
     return {name: validation_batches(corpus, MICRO_BATCH, limit) for name, corpus in corpora.items()}
+
+
+def mean(corpora: list[Sums]) -> float:
+    """Nats per token over corpora."""
+    return sum(sums.nats for sums in corpora) / max(sum(sums.tokens for sums in corpora), 1)
 
 
 def task_metrics(
