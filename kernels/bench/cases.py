@@ -223,7 +223,7 @@ def token(device: torch.device, dtype: torch.dtype, layers: int, heads: int, siz
         tuple(torch.randn(1, heads, deep, size, device=device, dtype=dtype) for _ in range(2)) for _ in stack
     ]
     cells = torch.full((1,), deep - 3, dtype=torch.int32, device=device)
-    angles = torch.randn(deep, size // 8, device=device)
+    angles = torch.randn(1, size // 8, device=device)
     cos, sin = angles.cos(), angles.sin()
     x0 = torch.randn(1, width, device=device, dtype=dtype)
 
@@ -239,7 +239,7 @@ def token(device: torch.device, dtype: torch.dtype, layers: int, heads: int, siz
     weights = sum(t.numel() for layer in stack for t in layer if isinstance(t, torch.Tensor))
     keys = sum(t.numel() for pair in cache for t in pair)
     moved = (2 * (weights + keys) + head.numel()) * dtype.itemsize
-    ways = {"one graph": Captured(step, [cells]), "uncaptured": step}
+    ways = {"one graph": Captured(step, device, warmups=1), "uncaptured": step}
     return f"a token, {layers} layers of {width}, 1 thought, {deep} cells", float(moved), 0.0, ways
 
 

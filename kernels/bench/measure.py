@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -95,8 +95,3 @@ def table(rows: list[Row]) -> str:
     head = ["case", "implementation", "ms", "rate", "of the floor", "note"]
     lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def as_json(device: Device, rows: list[Row], versions: dict[str, str]) -> dict:
-    """Everything measured, with what it was measured on."""
-    return {"device": asdict(device), "versions": versions, "rows": [asdict(row) for row in rows]}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import sys
 from pathlib import Path
 
@@ -14,7 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CASES
-from bench.measure import Row, as_json, measure_device, median_ms, table
+from bench.measure import Device, Row, measure_device, median_ms, table
+from bench.results import Results, chip_name
 from latentpt_kernels import dispatch
 
 
@@ -23,6 +21,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=CASES, help="one operation instead of all")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="also write everything to DIR/<chip>.json")
+    parser.add_argument(
+        "--go-on", action="store_true", help="leave out cases that DIR/<chip>.json has already"
+    )
     parser.add_argument(
         "--repeats", type=int, default=20, help="timed runs of each implementation (default 20)"
     )
@@ -40,23 +41,45 @@ def main() -> int:
     print(
         f"{best.name}: copy {best.copy_gb_per_s:.0f} GB/s, matrix products {best.matmul_tflop_per_s:.2f} TFLOP/s"
     )
-    rows: list[Row] = []
-    for op, cases in CASES.items():
-        if options.only in (None, op):
-            found = measure(op, cases, best, device, dtype, repeats, options.dry)
-            print(f"\n{op}\n\n{table(found)}", flush=True)
-            rows += found
-    if options.folder is not None:
-        chip = "-".join(best.name.lower().replace("/", " ").split())
-        write(options.folder / f"{chip}.json", as_json(best, rows, versions()))
+    results = None if options.folder is None else Results(options.folder, chip_name(best.name))
+    if results is not None and not options.go_on:
+        kept = [row for row in results.content["rows"] if options.only not in (None, row["op"])]
+        results.content["rows"] = kept
+    ended = options.only is None
+    for op in CASES if options.only is None else [options.only]:
+        print(f"\n{op}\n", flush=True)
+        try:
+            rows = measure(op, best, device, dtype, repeats, options.dry, results)
+        except Exception as error:
+            if options.dry:
+                raise
+            ended = False  # a case could not even be set up; the other operations are measured all the same
+            print(f"{op} ends here: {error}", flush=True)
+            continue
+        print(table(rows), flush=True)
+    if results is not None:
+        results.content["benchmarks_ended"] = ended
+        results.write()
     return 0
 
 
-def measure(op, cases, best, device, dtype, repeats, dry) -> list[Row]:
-    """The rows of one operation; an implementation that does not run here is a row that says so."""
-    rows = []
-    for case, moved, flops, ways in cases(device, dtype, dry):
+def measure(
+    op: str,
+    best: Device,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    dry: bool,
+    results: Results | None,
+) -> list[Row]:
+    """The rows of one operation, kept case by case; an implementation that does not run here is a row that says so."""
+    known = set() if results is None else results.measured(op)
+    measured = []
+    for case, moved, flops, ways in CASES[op](device, dtype, dry):
+        if case in known:
+            continue
         floor = best.floor_ms(moved / 1e9, flops / 1e12)
+        rows = []
         for name, run in ways.items():
             try:
                 ms, note = median_ms(run, device, repeats), ""
@@ -65,31 +88,10 @@ def measure(op, cases, best, device, dtype, repeats, dry) -> list[Row]:
                 if dry:
                     raise
             rows.append(Row(op, case, name, ms, moved / 1e9, flops / 1e12, floor, note))
-    return rows
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    import triton
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda or torch.version.hip),
-        "cudnn": str(torch.backends.cudnn.version() if torch.cuda.is_available() else None),
-        "triton": triton.__version__,
-        "command": "python " + " ".join(sys.argv),
-        "chosen": json.dumps(dispatch.choices()),
-    }
-
-
-def write(path: Path, content: dict) -> None:
-    """The file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+        if results is not None:
+            results.keep_rows(best, rows, dispatch.choices())
+        measured += rows
+    return measured
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 from latentpt_kernels.add_norm import add_norm, add_norms
 from latentpt_kernels.block_attention import block_attention
-from latentpt_kernels.decode import decode_attention, decode_layer, decode_linear, decode_qkv, decode_token
+from latentpt_kernels.decode import decode_attention, decode_layer, decode_linear, decode_qkv
 from latentpt_kernels.latent_shift import latent_shift
 from latentpt_kernels.linear_cross_entropy import linear_cross_entropy
 from latentpt_kernels.rotate_qk import rotate_qk
@@ -18,7 +18,6 @@ __all__ = [
     "decode_layer",
     "decode_linear",
     "decode_qkv",
-    "decode_token",
     "latent_shift",
     "linear_cross_entropy",
     "rotate_qk",

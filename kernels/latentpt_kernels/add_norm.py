@@ -86,6 +86,9 @@ class _AddNorm(torch.autograd.Function):
         *normed, summed, mean, rstd = torch.ops.latentpt.add_norm(x, residual, weights, biases, eps, layer)
         summed = x if residual is None else summed
         ctx.save_for_backward(summed, mean, rstd, *weights)
+        ctx.set_materialize_grads(
+            False
+        )  # zeros for a sum that nobody reads would be written and read for nothing
         ctx.layer, ctx.biases, ctx.dtypes = layer, bool(biases), (x.dtype, getattr(residual, "dtype", None))
         return *normed, summed if residual is not None else summed.view_as(summed)
 
@@ -93,8 +96,9 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         summed, mean, rstd, *weights = ctx.saved_tensors
         *of_normed, of_summed = (None if g is None else g.contiguous() for g in grads)
+        wanted = [torch.zeros_like(summed) if g is None else g for g in of_normed]
         grad, *affine = torch.ops.latentpt.add_norm_backward(
-            of_normed, of_summed, summed, weights, ctx.biases, mean, rstd, ctx.layer
+            wanted, of_summed, summed, weights, ctx.biases, mean, rstd, ctx.layer
         )
         of_x, of_residual = ctx.dtypes
         return grad.to(of_x), None if of_residual is None else grad.to(of_residual), None, None, None, *affine

@@ -1,14 +1,13 @@
 """Decoding one cell a row over a static slot cache: attention, and the linear layers with what surrounds them.
 
-A layer is four launches or five: norm + QKV + rotary + cache write, attention over the cells seen (split, joined),
-norm + up + activation, out + residual, down + residual. Nothing here asks the device a question: where the cell lies
+A layer is six launches: norm + QKV + rotary + cache write, attention over the cells seen and the joining of its parts,
+out + residual, norm + up + activation, down + residual. Nothing here asks the device a question: where the cell lies
 is an int32 tensor `cells`, so that a captured graph serves every position (`graph.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from latentpt_kernels import dispatch
 from latentpt_kernels.add_norm import add_norm
 from latentpt_kernels.rotate_qk import rotate_qk
 
-T = TypeVar("T")
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")
 
 
 class Norm(NamedTuple):
@@ -44,7 +43,7 @@ class Layer(NamedTuple):
     down: Tensor
     down_bias: Tensor | None
     activation: str
-    """`gelu`, `gelu_tanh` or `swiglu`."""
+    """One of ACTIVATIONS."""
     parallel: bool
     """Whether the MLP reads what attention reads (GPT-NeoX) rather than what it leaves."""
 
@@ -65,7 +64,7 @@ def decode_layer(
 ) -> Tensor:
     """One block for one new cell a row: x [B, d] -> [B, d]; its keys and values are written to k and v [B, H_kv, C, D].
 
-    cos and sin are tables [positions, r/2] of all positions, None where positions are learned.
+    cos and sin [1 or B, r/2] are the angles of the rows' positions, None where positions are learned.
     """
     q = decode_qkv(x, layer.attention_norm, layer.qkv, layer.qkv_bias, k, v, place, cos, sin)
     attended = decode_attention(q, k, v, place).flatten(1)
@@ -73,33 +72,6 @@ def decode_layer(
     read = x if layer.parallel else after
     h = decode_linear(read, layer.up, layer.up_bias, layer.mlp_norm, activation=layer.activation)
     return decode_linear(h, layer.down, layer.down_bias, residual=after)
-
-
-def decode_token(
-    embeds: Tensor,
-    layers: Sequence[Layer],
-    cache: Sequence[tuple[Tensor, Tensor]],
-    cells: Tensor,
-    slots: int,
-    seen: Callable[[int], tuple[int, int]],
-    latents: Callable[[Tensor, Tensor, int], Tensor],
-    angles: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """All S slots of one position: embeds [B, d] -> the residual stream of the last slot, [B, d], before the final norm.
-
-    `cells` int32 [B] or [1] moves on by S in place; `seen(slot)` says what a slot sees; `latents(x, u, slot)` makes the
-    input of a slot from the stream and the input of the slot before.
-    """
-    cos, sin = angles or (None, None)
-    u = embeds
-    for slot in range(slots):
-        x, place = u, Place(cells, slots, seen(slot))
-        for layer, (k, v) in zip(layers, cache, strict=True):
-            x = decode_layer(x, layer, k, v, place, cos, sin)
-        cells.add_(1)
-        if slot + 1 < slots:
-            u = latents(x, u, slot + 1)
-    return x
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, place: Place, scale: float | None = None) -> Tensor:
@@ -146,10 +118,10 @@ def decode_linear(
     def by_triton() -> Tensor:
         from latentpt_kernels.on_triton import decode as ours
 
-        wide_x, wide_weight, wide_bias, wide_residual = dispatch.widen(x, weight, bias, residual)
-        return ours.linear(
-            wide_x.contiguous(), _wide(norm), wide_weight, wide_bias, wide_residual, activation
-        ).to(x.dtype)
+        rows = (t if t is None else t.contiguous() for t in (x, residual))  # an input may be one row for all
+        wide_x, wide_residual, wide_weight, wide_bias = dispatch.widen(*rows, weight, bias)
+        product = ours.linear(wide_x, _wide(norm), wide_weight, wide_bias, wide_residual, activation)
+        return product.to(x.dtype)
 
     def by_torch() -> Tensor:
         y = x if norm is None else add_norm(x, None, *norm)[0]
@@ -178,14 +150,14 @@ def decode_qkv(
 ) -> Tensor:
     """Queries [B, H, D] of norm(x), x [B, d], turned to their position; keys and values are written to their cells.
 
-    weight [(H + 2 H_kv) D, d], the rows of queries, then keys, then values; cos and sin [positions, r/2].
+    weight [(H + 2 H_kv) D, d], the rows of queries, then keys, then values; cos and sin [1 or B, r/2].
     """
     interpreted_narrow = dispatch.interpreted() and torch.bfloat16 in (x.dtype, weight.dtype, k.dtype)
 
     def by_triton() -> Tensor:
         from latentpt_kernels.on_triton import decode as ours
 
-        return ours.qkv(x.contiguous(), tuple(norm), weight, bias, cos, sin, place.cells, place.slots, k, v)
+        return ours.qkv(x.contiguous(), tuple(norm), weight, bias, cos, sin, place.cells, k, v)
 
     def by_torch() -> Tensor:
         kv_heads, size = k.shape[1], k.shape[3]
@@ -193,8 +165,8 @@ def decode_qkv(
         q, new_k, new_v = y.split([y.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
         cells = place.cells.expand(x.shape[0]).long()
         if cos is not None and sin is not None:
-            position = cells // place.slots
-            q, new_k = rotate_qk(q, new_k, cos[position].unsqueeze(1), sin[position].unsqueeze(1))
+            turns = (part if len(part) == 1 else part.unsqueeze(1) for part in (cos, sin))
+            q, new_k = rotate_qk(q, new_k, *turns)
         at = cells[:, None, None, None].expand_as(new_k)
         k.scatter_(2, at, new_k.to(k.dtype)), v.scatter_(2, at, new_v.to(v.dtype))
         return q.squeeze(2)

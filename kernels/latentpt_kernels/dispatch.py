@@ -2,7 +2,7 @@
 
 LATENTPT_KERNELS, read at every call, overrides: `reference` (the plain formula), `torch` (torch's own kernels) or
 `triton` (on CUDA, and on CPU tensors if TRITON_INTERPRET=1 was set before the first call). A kernel that a chip's
-compiler refuses is left out from then on, with one warning that names it.
+compiler or a library refuses is left out for such sizes from then on, with one warning that names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _choices: dict[tuple, str] = {}
-_broken: set[tuple[str, str]] = set()
+_broken: set[tuple] = set()
+_warned: set[tuple[str, str, str]] = set()
 
 
 def mode() -> str:
@@ -69,16 +70,24 @@ def choose(op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], key
     """
     by_triton = triton_runs(like)
     names = [name for name in candidates if name != "triton" or by_triton]
-    if not like.is_cuda and not by_triton:
-        return candidates[names[0]]()
+    if not like.is_cuda:
+        return candidates[names[0]]() if not by_triton else _first_that_runs(op, like, candidates, names, key)
+    with torch.cuda.device(like.device):  # Triton launches on the current device, whatever holds the tensors
+        return _first_that_runs(op, like, candidates, names, key)
+
+
+def _first_that_runs(
+    op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], names: list[str], key: tuple
+) -> T:
     chip = _chip(like)
-    names = [name for name in names if (op + "/" + name, chip) not in _broken]
+    memo = (op, key, like.dtype, chip)
+    left = [name for name in names if (name, *memo) not in _broken]
+    names = left or names[-1:]
     if mode() == "triton" and "triton" in names:
         names = ["triton", *(name for name in names if name != "triton")]
     elif like.is_cuda and len(names) > 1 and "dense" not in names:
-        memo = (op, key, like.dtype, chip)
         if memo not in _choices and not torch.cuda.is_current_stream_capturing():
-            _choices[memo] = _fastest(op, chip, {name: candidates[name] for name in names})
+            _choices[memo] = _fastest(memo, {name: candidates[name] for name in names})
         names.sort(key=lambda name: name != _choices.get(memo, names[0]))
     for name in names[:-1]:
         try:
@@ -86,7 +95,7 @@ def choose(op: str, like: Tensor, candidates: Mapping[str, Callable[[], T]], key
         except Exception as error:
             if not _is_refusal(error):
                 raise
-            _leave_out(op, name, chip, error)
+            _leave_out(name, memo, error)
     return candidates[names[-1]]()
 
 
@@ -100,7 +109,7 @@ def size_class(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def _fastest(op: str, chip: str, candidates: Mapping[str, Callable[[], object]]) -> str:
+def _fastest(memo: tuple, candidates: Mapping[str, Callable[[], object]]) -> str:
     """The name of the candidate with the least median time of five runs, after two that warm it up."""
     times: dict[str, float] = {}
     for name, run in candidates.items():
@@ -111,10 +120,10 @@ def _fastest(op: str, chip: str, candidates: Mapping[str, Callable[[], object]])
         except Exception as error:
             if not _is_refusal(error):
                 raise
-            _leave_out(op, name, chip, error)
+            _leave_out(name, memo, error)
     if not times:
         raise RuntimeError(
-            f"no implementation of {op} runs on {chip}; LATENTPT_KERNELS=reference takes the formula"
+            f"no implementation of {memo[0]} runs on {memo[-1]}; LATENTPT_KERNELS=reference takes the formula"
         )
     return min(times, key=lambda name: times[name])
 
@@ -139,13 +148,18 @@ def _is_refusal(error: Exception) -> bool:
     )
 
 
-def _leave_out(op: str, name: str, chip: str, error: Exception) -> None:
-    _broken.add((op + "/" + name, chip))
+def _leave_out(name: str, memo: tuple, error: Exception) -> None:
+    """For sizes like these; what a library refuses at one it may take at another."""
+    op, *_, chip = memo
+    _broken.add((name, *memo))
+    if (name, op, chip) in _warned:
+        return
+    _warned.add((name, op, chip))
     reason = str(error).strip().splitlines() or [type(error).__name__]
     warnings.warn(
         f"latentpt_kernels: the {name} kernel of {op} does not run on {chip} ({reason[-1][:200]}); another one is used",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

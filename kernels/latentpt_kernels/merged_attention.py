@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-aten = torch.ops.aten
+aten = torch.ops.aten  # overloads are named, for later versions of torch add others
 
 
 def forward(
@@ -29,7 +29,7 @@ def forward(
     n, out, lse = q.shape[2], None, None
     for k, v, relation in zip(kv[::2], kv[1::2], relations, strict=True):
         for rows, count, causal in pieces(n, k.shape[2], relation):
-            k_seen, v_seen = expand(k[:, :, :count], q), expand(v[:, :, :count], q)
+            k_seen, v_seen = _seen(kernel, k, v, count, q)
             part, part_lse = kernel.forward(q[:, :, rows], k_seen, v_seen, causal, scale)
             if out is None and part.shape[2] == n:
                 out, lse = part.to(wide), part_lse.to(wide)
@@ -58,13 +58,14 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of q and of every k and v, in that order."""
     n = q.shape[2]
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # the libraries insist on it
     grad_q: Tensor | None = None
     grads: list[Tensor] = []
     for k, v, relation in zip(kv[::2], kv[1::2], relations, strict=True):
         grad_k: Tensor | None = None
         grad_v: Tensor | None = None
         for rows, count, causal in pieces(n, k.shape[2], relation):
-            k_seen, v_seen = expand(k[:, :, :count], q), expand(v[:, :, :count], q)
+            k_seen, v_seen = _seen(kernel, k, v, count, q)
             dq, dk, dv = kernel.backward(
                 grad[:, :, rows],
                 q[:, :, rows],
@@ -100,6 +101,12 @@ def pieces(n: int, m: int, relation: str) -> Iterator[tuple[slice, int, bool]]:
             yield slice(first + square, n), m, False
 
 
+def _seen(kernel: type[Kernel], k: Tensor, v: Tensor, count: int, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The first keys and values, as many heads of them as the kernel asks for."""
+    k, v = k[:, :, :count], v[:, :, :count]
+    return (k, v) if kernel.grouped else (expand(k, q), expand(v, q))
+
+
 def expand(kv: Tensor, q: Tensor) -> Tensor:
     """Repeat grouped heads [B, H_kv, m, D] -> [B, H, m, D]."""
     groups = q.shape[1] // kv.shape[1]
@@ -113,11 +120,15 @@ def _gather(grad: Tensor, kv: Tensor) -> Tensor:
 
 
 def _put(total: Tensor | None, like: Tensor, rows: slice, part: Tensor) -> Tensor:
-    """total[:, :, rows] += part, where a first part that is whole needs no zeros to be added to."""
+    """total[:, :, rows] += part, where a first part is not added to zeros."""
+    if total is None and part.shape[2] == like.shape[2]:
+        return part
+    wide = torch.promote_types(like.dtype, torch.float32)
     if total is None:
-        if part.shape[2] == like.shape[2]:
-            return part.to(torch.promote_types(like.dtype, torch.float32))
-        total = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        total = torch.zeros_like(like, dtype=wide)
+        total[:, :, rows] = part
+        return total
+    total = total.to(wide)
     total[:, :, rows] += part
     return total
 
@@ -128,6 +139,9 @@ def _or_zeros(total: Tensor | None, like: Tensor) -> Tensor:
 
 class Kernel:
     """One library's attention of q [B, H, n, D] over k, v [B, H, m, D], with its log-sum-exp [B, H, n]."""
+
+    grouped = False
+    """Whether it takes k and v of H_kv heads as they are."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -159,17 +173,19 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
 class CPU(Kernel):
     """aten's flash attention for CPUs."""
 
+    grouped = True
+
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal, scale=scale)
 
     @staticmethod
     def backward(
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v."""
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
             grad, q, k, v, out, lse, 0.0, causal, scale=scale
         )
 
@@ -180,14 +196,14 @@ class Flash(Kernel):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[:2]
+        return aten._scaled_dot_product_flash_attention.default(q, k, v, 0.0, causal, False, scale=scale)[:2]
 
     @staticmethod
     def backward(
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v."""
-        return aten._scaled_dot_product_flash_attention_backward(
+        return aten._scaled_dot_product_flash_attention_backward.default(
             grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal,
             *_no_dropout(q), scale=scale,
         )  # fmt: skip
@@ -199,7 +215,7 @@ class CuDNN(Kernel):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        out, lse = aten._scaled_dot_product_cudnn_attention(
+        out, lse = aten._scaled_dot_product_cudnn_attention.default(
             q, k, v, None, True, 0.0, causal, False, scale=scale
         )[:2]
         return out, lse.view(q.shape[:3])
@@ -209,7 +225,7 @@ class CuDNN(Kernel):
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v."""
-        return aten._scaled_dot_product_cudnn_attention_backward(
+        return aten._scaled_dot_product_cudnn_attention_backward.default(
             grad, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_dropout(q), None, None, None, q.shape[2],
             k.shape[2], 0.0, causal, scale=scale,
         )  # fmt: skip
@@ -221,7 +237,7 @@ class Efficient(Kernel):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """out and lse."""
-        out, lse = aten._scaled_dot_product_efficient_attention(
+        out, lse = aten._scaled_dot_product_efficient_attention.default(
             q, k, v, None, True, 0.0, causal, scale=scale
         )[:2]
         return out, lse[:, :, : q.shape[2]]
@@ -233,8 +249,8 @@ class Efficient(Kernel):
         """Gradients of q, k and v."""
         padded = F.pad(
             lse, (0, -lse.shape[-1] % 32), value=float("inf")
-        )  # exp(score - inf) = 0 beyond the end
-        return aten._scaled_dot_product_efficient_attention_backward(
+        ).contiguous()  # exp(score - inf) = 0 beyond the end
+        return aten._scaled_dot_product_efficient_attention_backward.default(
             grad,
             q,
             k,
@@ -293,7 +309,7 @@ def masked_forward(
 ) -> tuple[Tensor, Tensor]:
     """The same on a CPU by aten's flash attention under an explicit mask."""
     k, v, mask, blind = _joined(q, kv, relations, documents)
-    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu.default(
         q, k, v, 0.0, False, attn_mask=mask, scale=scale
     )
     return out, lse.masked_fill(blind, float("-inf"))
@@ -306,7 +322,7 @@ def masked_backward(
     """Gradients of q and of every k and v, in that order."""
     k, v, mask, blind = _joined(q, kv, relations, documents)
     lse = lse.masked_fill(blind, 0.0)  # as the kernel itself says of rows that see nothing
-    dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
         grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
     )
     lengths = [block.shape[2] for block in kv[::2]]
@@ -318,7 +334,7 @@ def _joined(
     q: Tensor, kv: Sequence[Tensor], relations: Sequence[str], documents: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys and values of all blocks, the mask to add to scores, and which rows see nothing [B, 1, n]."""
-    k, v = (torch.cat([expand(block, q) for block in kv[i::2]], dim=2) for i in range(2))
+    k, v = (torch.cat(list(kv[i::2]), dim=2) for i in range(2))
     seen = visible(q, kv, relations, documents)
     mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
     return k, v, mask, ~seen.any(-1)

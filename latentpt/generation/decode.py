@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from latentpt_kernels import dispatch
+from latentpt_kernels.graph import Captured
 from torch import Tensor
 
 from latentpt.generation.prefill import Prefill
-from latentpt.generation.sampling import Penalty, Sampling, sample
+from latentpt.generation.sampling import Penalty, Sampling, choose, uniform
+from latentpt.generation.static import StaticCache, why_not_static
 from latentpt.thoughts.execute import Watch, execute
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Plan, compile_cells
+from latentpt.thoughts.state import Cache
 
 OnToken = Callable[[int, int], bool | None]
 """Hears of (row, id) as ids are found; answering True ends the row."""
@@ -20,19 +25,28 @@ OnToken = Callable[[int, int], bool | None]
 class Session:
     """Exact decoding of a batch: a state in one place, which grows token by token."""
 
-    def __init__(self, model: LanguageModel, rows: int, capacity: int) -> None:
-        """Room for `rows` sequences of `capacity` positions; raises ValueError if a learned table has fewer rows."""
+    def __init__(self, model: LanguageModel, rows: int, capacity: int, static: bool = False) -> None:
+        """Room for `rows` sequences of `capacity` positions; raises ValueError if a learned table has fewer rows.
+
+        A `static` session counts its positions on the device, so that a step can be recorded.
+        """
         self.model = model
-        self.cache = model.cache(rows, capacity)
+        self.cache = model.cache(rows, capacity, StaticCache if static else Cache)
 
     @property
     def position(self) -> int:
         """Positions decoded so far."""
         return self.cache.positions
 
+    @torch.no_grad()
     def step(self, ids: Tensor, watch: Watch | None = None) -> Tensor:
         """Think about one more token per row, ids int64 [B]; returns h(t, N) after the final norm, [B, d]."""
-        return self.extend(ids[:, None], watch=watch)[:, 0]
+        if not isinstance(self.cache, StaticCache):
+            return self.extend(ids[:, None], watch=watch)[:, 0]
+        model = self.model
+        tokens = model.method.tokens(model.decoder, ids[:, None], self.cache.at.long())
+        streams = model.read(tokens, model.method.exact_schedule(), self.cache, watch)
+        return model.decoder.norm(streams[-1].x)[:, 0]
 
     @torch.no_grad()
     def extend(self, ids: Tensor, prefill: Prefill | None = None, watch: Watch | None = None) -> Tensor:
@@ -120,6 +134,90 @@ class Continuations:
         return [sampled[row] if token is None else token for row, token in enumerate(given)]
 
 
+class Choice:
+    """How ids are chosen after states, with everything it needs on the device."""
+
+    def __init__(self, model: LanguageModel, read: Tensor, sampling: Sampling) -> None:
+        """`read` int64 [B, n] are the ids that every row holds already."""
+        rows = len(read)
+        self.head, self.sampling = model.decoder.head, sampling
+        self.numbers = torch.zeros(rows, dtype=torch.float64, device=read.device)
+        """One in [0, 1) for each row."""
+        self.penalty: Penalty | None = None
+        if sampling.repetition_penalty != 1:
+            self.penalty = Penalty(sampling.repetition_penalty, rows, model.config.vocab_size, read.device)
+        self.note(read)
+
+    def note(self, ids: Tensor) -> None:
+        """Every row now holds more ids, int64 [B, n]."""
+        if self.penalty is not None:
+            self.penalty.note(ids)
+
+    def draw(self, streams: Sequence[torch.Generator], speaking: Sequence[int]) -> None:
+        """New numbers for the rows that speak; for others it would make their streams depend on these."""
+        if self.sampling.temperature != 0 and speaking:
+            numbers = torch.zeros(len(self.numbers), dtype=torch.float64)
+            numbers[list(speaking)] = uniform([streams[row] for row in speaking])
+            self.numbers.copy_(numbers)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Ids int64 [B] after states [B, d]."""
+        logits = self.head(hidden)
+        return choose(logits if self.penalty is None else self.penalty(logits), self.sampling, self.numbers)
+
+
+class NextTokens:
+    """Chooses every row's next id after what it has read; on CUDA a token's slots, head and choice are one launch."""
+
+    def __init__(
+        self, session: Session, read: Tensor, sampling: Sampling, streams: Sequence[torch.Generator]
+    ) -> None:
+        """`read` int64 [B, n] are the ids that the session has thought about."""
+        choice, ids = Choice(session.model, read, sampling), read[:, -1].clone()
+        self.session, self.choice, self.ids, self.streams = session, choice, ids, streams
+
+        def run() -> Tensor:  # knows nothing of self, so that all memory is free as soon as nobody needs it
+            choice.note(ids[:, None])
+            return choice(session.step(ids))
+
+        self.run: Callable[[], Tensor] = (
+            Captured(run, ids.device) if isinstance(session.cache, StaticCache) else run
+        )
+
+    def after(self, hidden: Tensor, speaking: Sequence[int]) -> dict[int, int]:
+        """The next ids of the rows that speak, after states [B, d]."""
+        self.choice.draw(self.streams, speaking)
+        return _of(speaking, self.choice(hidden))
+
+    def __call__(self, ids: Sequence[int], speaking: Sequence[int]) -> dict[int, int]:
+        """Every row reads an id and thinks about it; the next ids of the rows that speak."""
+        reached = self.session.position + 1
+        self.ids.copy_(torch.tensor(ids))
+        self.choice.draw(self.streams, speaking)
+        chosen = self.run()
+        if isinstance(self.session.cache, StaticCache):
+            self.session.cache.counted(reached)
+        return _of(speaking, chosen)
+
+
+def _of(rows: Sequence[int], chosen: Tensor) -> dict[int, int]:
+    ids = chosen.tolist()
+    return {row: ids[row] for row in rows}
+
+
+def is_static(model: LanguageModel) -> bool:
+    """Whether decoding counts on the device: on CUDA, and where LATENTPT_KERNELS says so, if the method allows it.
+
+    Warns where it does not.
+    """
+    if not dispatch.wanted(next(model.parameters())):
+        return False
+    reason = why_not_static(model)
+    if reason is not None:
+        warnings.warn(f"decoding is not recorded as a CUDA graph, which is slow: {reason}", stacklevel=3)
+    return reason is None
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
@@ -141,27 +239,19 @@ def generate(
     rows = Continuations(prompts, max_new_tokens, stop_ids, on_token)
     device = next(model.parameters()).device
     sampling = sampling or Sampling()
-    streams = streams or sampling.streams(len(prompts))
-    read = torch.tensor([prompt[: rows.common] for prompt in prompts], device=device)
-    session = Session(model, len(prompts), rows.capacity)
+    static = is_static(model)
+    # What is read token by token anyway is read in the steps that decode.
+    common = 1 if static and (prefill or Prefill()).schedule(model.method)[0].chunk == 1 else rows.common
+    read = torch.tensor([prompt[:common] for prompt in prompts], device=device)
+    session = Session(model, len(prompts), rows.capacity, static)
     hidden = session.extend(read, prefill)[:, -1]
-    penalty = None
-    if sampling.repetition_penalty != 1:
-        penalty = Penalty(sampling.repetition_penalty, len(prompts), model.config.vocab_size, device)
-        for column in read.T.tolist():
-            penalty.note(column)
+    following = NextTokens(session, read, sampling, streams or sampling.streams(len(prompts)))
+    found = following.after(hidden, rows.speaking(session.position))
     while True:
-        logits = model.decoder.head(hidden)
-        # A row draws for its own ids alone, or its stream would depend on its neighbours' prompts.
-        speaking = rows.speaking(session.position)
-        chosen = (logits if penalty is None else penalty(logits))[speaking]
-        sampled = sample(chosen, sampling, [streams[row] for row in speaking])
-        ids = rows.next(session.position, dict(zip(speaking, sampled, strict=True)))
+        ids = rows.next(session.position, found)
         if rows.done:
             return rows.found
-        if penalty is not None:
-            penalty.note(ids)
-        hidden = session.step(torch.tensor(ids, device=device))
+        found = following(ids, rows.speaking(session.position + 1))
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

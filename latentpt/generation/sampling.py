@@ -44,9 +44,17 @@ class Sampling:
 
 def sample(logits: Tensor, sampling: Sampling, streams: Sequence[torch.Generator]) -> list[int]:
     """One id per row of logits [B, V]."""
+    numbers = None if sampling.temperature == 0 else uniform(streams)
+    chosen: list[int] = choose(logits, sampling, numbers).tolist()
+    return chosen
+
+
+def choose(logits: Tensor, sampling: Sampling, numbers: Tensor | None) -> Tensor:
+    """One id per row of logits [B, V], int64 [B], by numbers in [0, 1), [B], which a greedy choice does without."""
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1).tolist()
-    return draw(distribution(logits, sampling), streams)
+        return logits.argmax(dim=-1)
+    assert numbers is not None
+    return pick(distribution(logits, sampling), numbers)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -67,12 +75,22 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(p: Tensor, streams: Sequence[torch.Generator]) -> list[int]:
-    """One id per row of probabilities [B, V]: the distribution function inverted at one uniform number per row."""
+    """One id per row of probabilities [B, V]."""
+    drawn: list[int] = pick(p, uniform(streams)).tolist()
+    return drawn
+
+
+def uniform(streams: Sequence[torch.Generator]) -> Tensor:
+    """The next number of every stream, float64 [B] in [0, 1), on the host."""
+    return torch.stack([torch.rand((), generator=generator) for generator in streams]).double()
+
+
+def pick(p: Tensor, numbers: Tensor) -> Tensor:
+    """The distribution function of each row of probabilities [B, V] inverted at a number [B]: ids int64 [B]."""
     cumulative = p.double().cumsum(dim=-1)
-    uniform = torch.stack([torch.rand((), generator=generator) for generator in streams]).to(cumulative)
-    wanted = (uniform * cumulative[:, -1])[:, None]
+    wanted = (numbers.to(cumulative) * cumulative[:, -1])[:, None]
     # The first id whose cumulative probability exceeds the number: never one of probability 0.
-    return torch.searchsorted(cumulative, wanted, right=True).clamp(max=p.shape[-1] - 1)[:, 0].tolist()
+    return torch.searchsorted(cumulative, wanted, right=True).clamp(max=p.shape[-1] - 1)[:, 0]
 
 
 class Penalty:
@@ -82,10 +100,9 @@ class Penalty:
         self.penalty = penalty
         self.held = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
 
-    def note(self, ids: Sequence[int]) -> None:
-        """Every row now holds one more id."""
-        rows = torch.arange(len(ids), device=self.held.device)
-        self.held[rows, torch.tensor(ids, device=self.held.device)] = True
+    def note(self, ids: Tensor) -> None:
+        """Every row now holds more ids, int64 [B, n]."""
+        self.held.scatter_(1, ids, True)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits [B, V] -> the same, held ids made less likely."""

@@ -9,6 +9,7 @@ first that does not is drawn anew from max(p - q, 0), normalised.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,6 +67,11 @@ def generate_speculatively(
         raise ValueError("self-speculation does not combine with a repetition penalty")
     if draft < 1:
         raise ValueError(f"a draft needs at least 1 token, got {draft}")
+    if next(model.parameters()).is_cuda:
+        warnings.warn(
+            "guessing is not recorded as a CUDA graph, so decoding without it may well be faster",
+            stacklevel=2,
+        )
     if can_think_ahead(model):
         return Speculated(
             *generate_ahead(model, prompts, max_new_tokens, sampling, stop_ids, on_token, prefill, streams)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from latentpt_kernels import dispatch, rotate_qk
+from latentpt_kernels.decode import Place, decode_attention
 from torch import Tensor, nn
 
 from latentpt.config import ConfigError, nearest
@@ -41,10 +43,12 @@ BACKENDS: dict[str, CausalAttention] = {"sdpa": _sdpa_causal, "flash": _flash_ca
 class Part(NamedTuple):
     """Some of a set's own keys, as queries see them."""
 
-    columns: slice
-    """Which of the keys, in flat order."""
+    columns: slice | Place
+    """Which of the keys, in flat order; or, where the length lies on the device, the cell that looks and the slots it sees."""
     relation: Relation
     mask: Tensor | None = None
+    documents: tuple[Tensor, Tensor] | None = None
+    """See `latentpt.modeling.merge.KeyBlock`."""
 
 
 class Group(NamedTuple):
@@ -65,8 +69,16 @@ class View(NamedTuple):
     """Together they hold every slot that is read, in order."""
     cache: tuple[Tensor, Tensor] | None = None
     """Keys and values [B, H_kv, n, D] into which the set's own are written before anybody looks."""
-    place: slice = slice(0)
-    """Where in the cache."""
+    place: slice | Tensor = slice(0)
+    """Where in the cache; where the length lies on the device, int32 [n]."""
+
+    @property
+    def cell(self) -> Place | None:
+        """The place of a single cell that is written where the device says."""
+        if isinstance(self.place, slice) or len(self.place) != 1 or len(self.groups) != 1:
+            return None
+        (part,) = self.groups[0].own
+        return part.columns if isinstance(part.columns, Place) else None
 
 
 class Injection(nn.Module):
@@ -146,7 +158,10 @@ class Attention(nn.Module):
             q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
             k, v = injection.keys_values(x, k, v, memory)
             turning = [q, k]
-        if angles is not None:
+        if angles is not None and dispatch.wanted(x):
+            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+            turning = list(_rotate_both(q, k, angles))
+        elif angles is not None:
             turning = [rotate(part, angles) for part in turning]
         q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
         if watch is not None:
@@ -155,19 +170,42 @@ class Attention(nn.Module):
         seen_k, seen_v = k, v
         if view.cache is not None:
             seen_k, seen_v = view.cache
-            seen_k[:, :, view.place], seen_v[:, :, view.place] = k, v
+            _write(seen_k, view.place, k)
+            _write(seen_v, view.place, v)
         if q.shape[2] == 0:
             return x[:, :, read], (k, v)
         attended = []
         for slots, own, others in view.groups:
-            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], relation, mask) for c, relation, mask in own]
             rows = q[:, :, slots]
+            place = own[0].columns
+            if isinstance(place, Place):
+                found = decode_attention(rows[:, 0, 0], seen_k, seen_v, place)
+                attended.append(found.flatten(1)[:, None, None])
+                continue
+            blocks = [KeyBlock(seen_k[:, :, c], seen_v[:, :, c], r, mask, docs) for c, r, mask, docs in own]
             found = self.attend(rows.flatten(1, 2).transpose(1, 2), [*blocks, *others])
             attended.append(found.transpose(1, 2).flatten(2).unflatten(1, (-1, rows.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
         """q [B, H, n, D] over the blocks; one causal sequence goes to the backend."""
-        if len(blocks) == 1 and blocks[0].relation is Relation.CAUSAL and blocks[0].mask is None:
-            return self.causal(q, blocks[0].k, blocks[0].v)
+        k, v, relation, mask, documents = blocks[0]
+        if len(blocks) == 1 and relation is Relation.CAUSAL and mask is None and documents is None:
+            return self.causal(q, k, v)
         return attend_blocks(q, blocks)
+
+
+def _rotate_both(q: Tensor, k: Tensor, angles: Rotary) -> tuple[Tensor, Tensor]:
+    """q [B, L, R, H, D] and k [B, L, S, H_kv, D] turned in one launch."""
+    flat = (x.flatten(1, 2).transpose(1, 2) for x in (q, k))
+    turned = rotate_qk(*flat, *(part.flatten(-3, -2) for part in angles))
+    q, k = (new.transpose(1, 2).unflatten(1, old.shape[1:3]) for new, old in zip(turned, (q, k), strict=True))
+    return q, k
+
+
+def _write(cache: Tensor, place: slice | Tensor, new: Tensor) -> None:
+    """Put the new cells [B, H_kv, n, D] into the cache [B, H_kv, C, D]."""
+    if isinstance(place, slice):
+        cache[:, :, place] = new
+    else:
+        cache.index_copy_(2, place.long(), new.to(cache.dtype))

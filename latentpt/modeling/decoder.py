@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from latentpt_kernels.decode import ACTIVATIONS, Layer, decode_layer
+from latentpt_kernels.decode import Norm as NormOf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentpt.modeling.attention import Attention, Injection, View, Watch
+from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.linear import Linear
-from latentpt.modeling.loss import linear_cross_entropy
+from latentpt.modeling.loss import IGNORE, linear_cross_entropy
+from latentpt.modeling.norms import after, both, make_norm
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -31,12 +34,6 @@ class Ran(NamedTuple):
     """Layer by layer the set's keys and values [B, H_kv, L*S, D], if they were asked for."""
     tapped: Tensor | None
     """The stream before the layer that was tapped, [B, L, S, d]."""
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm or RMSNorm over the width."""
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.hidden_size, eps=config.norm_eps)
 
 
 class MLP(nn.Module):
@@ -58,6 +55,10 @@ class MLP(nn.Module):
         else:
             h = F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.down(h)
+
+
+KNOWN_PARTS = {"attention_norm", "attention", "mlp_norm", "mlp", "qkv", "out"}
+"""Of a block and its attention: what `latentpt_kernels.decode_layer` computes."""
 
 
 class Block(nn.Module):
@@ -82,16 +83,44 @@ class Block(nn.Module):
         watch: Watch | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, L, S, d] -> [B, L, R, d] and the keys and values of all S slots."""
+        cell = view.cell
+        if (
+            cell is not None
+            and view.cache is not None
+            and read is None
+            and injection is None
+            and watch is None
+        ):
+            layer = self.layer()
+            if layer is not None:
+                cos, sin = (None, None) if angles is None else [part.flatten(0, -2) for part in angles]
+                return decode_layer(x[:, 0, 0], layer, *view.cache, cell, cos, sin)[:, None, None], view.cache
         if injection is not None:
             assert memory is not None
             x = injection.residual(x, memory)
+        if self.parallel and read is None:
+            normed, for_mlp = both(x, self.attention_norm, self.mlp_norm)
+            attended, kv = self.attention(normed, angles, view, None, injection, memory, watch)
+            return x + attended + self.mlp(for_mlp), kv
         attended, kv = self.attention(self.attention_norm(x), angles, view, read, injection, memory, watch)
         if read is not None:
             x = x[:, :, read]
         if self.parallel:
             return x + attended + self.mlp(self.mlp_norm(x)), kv
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), kv
+        normed, x = after(self.mlp_norm, x, attended)
+        return x + self.mlp(normed), kv
+
+    def layer(self) -> Layer | None:
+        """The weights as the kernels that decode read them; None if the block is more than these know, as under LoRA."""
+        parts = {**dict(self.named_children()), **dict(self.attention.named_children())}
+        here = {name for name, part in parts.items() if not isinstance(part, nn.Identity)}
+        matrices = [self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down]
+        plain = [type(matrix) for matrix in matrices] == [QKV, Linear, Linear, Linear]
+        if here != KNOWN_PARTS or not plain or self.mlp.activation not in ACTIVATIONS:
+            return None
+        norms = [NormOf(n.weight, n.bias, n.eps or 0.0, n.kind) for n in (self.attention_norm, self.mlp_norm)]
+        qkv, out, up, down = ((matrix.weight, matrix.bias) for matrix in matrices)
+        return Layer(norms[0], *qkv, *out, norms[1], *up, *down, self.mlp.activation, self.parallel)
 
 
 class Head(Linear):
@@ -104,7 +133,7 @@ class Head(Linear):
         """Logits [.., V], or with targets the summed cross-entropy in nats."""
         if targets is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten())
+        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten(), IGNORE)
 
 
 class Decoder(nn.Module):

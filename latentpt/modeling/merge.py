@@ -13,19 +13,18 @@ Softmax over the union of blocks needs no mask and no concatenation: with out_b 
     lse = log sum_b exp(lse_b),      out = sum_b exp(lse_b - lse) out_b,
 
 and the backward of each block is the ordinary flash backward given the *merged* out and lse (the identity behind
-ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept, and grouped keys are not repeated. That is
-what runs on a CPU; other devices have `latentpt_kernels.block_attention`.
+ring attention, Liu et al. 2023, arXiv 2310.01889). Nothing quadratic is kept. `latentpt_kernels.block_attention` does it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from latentpt_kernels import block_attention, dispatch
+from latentpt_kernels import block_attention
 from torch import Tensor
 
 
@@ -38,32 +37,31 @@ class Relation(Enum):
 
 
 class KeyBlock(NamedTuple):
-    """Keys and values [B, H_kv, n, D] and how queries see them.
-
-    `mask` (bool, broadcastable to [B, 1, n_q, n], True = visible) narrows the relation further, for documents and
-    slots that were not thought; it costs the explicit mask that blocks without one never build.
-    """
+    """Keys and values [B, H_kv, n, D] and how queries see them."""
 
     k: Tensor
     v: Tensor
     relation: Relation
     mask: Tensor | None = None
+    """bool, broadcastable to [B, 1, n_q, n], True = visible: narrows the relation further, at the cost of an explicit mask."""
+    documents: tuple[Tensor, Tensor] | None = None
+    """Document numbers int64 [B, n_q] of the queries and [B, n] of the keys: what lies in another document is hidden."""
 
 
 def attend_blocks(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     """Attention of q [B, H, n_q, D] over the union of the blocks' visible keys; returns [B, H, n_q, D].
 
-    The first block must show every query at least one key.
+    The first block must show every query at least one key. Of documents either all blocks know or none.
     """
     if any(block.mask is not None for block in blocks):
         return attend_dense(q, blocks)
-    if len(blocks) == 1 and blocks[0].relation is Relation.ALL:
+    numbers = [block.documents for block in blocks if block.documents is not None]
+    if len(blocks) == 1 and blocks[0].relation is Relation.ALL and not numbers:
         k, v, *_ = blocks[0]
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
-    if dispatch.wanted(q):
-        return block_attention(q, [(block.k, block.v, block.relation.name.lower()) for block in blocks])[0]
-    flat = [tensor for block in blocks for tensor in (block.k, block.v)]
-    return _MergedAttention.apply(q, tuple(block.relation for block in blocks), *flat)
+    triples = [(block.k, block.v, block.relation.name.lower()) for block in blocks]
+    documents = [numbers[0][0], *(of_keys for _, of_keys in numbers)] if numbers else None
+    return block_attention(q, triples, documents=documents)[0]
 
 
 def attend_dense(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
@@ -85,6 +83,9 @@ def _dense_mask(q: Tensor, block: KeyBlock) -> Tensor:
     }[block.relation][None, None]
     if block.mask is not None:
         seen = seen & block.mask
+    if block.documents is not None:
+        of_queries, of_keys = block.documents
+        seen = seen & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
     return seen.expand(q.shape[0], -1, -1, -1)
 
 
@@ -92,79 +93,3 @@ def _expand(kv: Tensor, q: Tensor) -> Tensor:
     """Repeat grouped heads [B, H_kv, n, D] -> [B, H, n, D] (autograd sums the group's gradients)."""
     groups = q.shape[1] // kv.shape[1]
     return kv if groups == 1 else kv.repeat_interleave(groups, dim=1)
-
-
-def _narrow(q: Tensor, k: Tensor, v: Tensor, relation: Relation) -> tuple[slice, Tensor, Tensor, bool]:
-    """The query rows a block concerns, its keys and values cut to match, and whether the flash call is causal."""
-    n = q.shape[2]
-    if relation is Relation.ALL:
-        return slice(None), k, v, False
-    if relation is Relation.CAUSAL:
-        return slice(None), k[:, :, :n], v[:, :, :n], True
-    return slice(1, None), k[:, :, : n - 1], v[:, :, : n - 1], True  # row i sees keys 0..i-1: shift by one
-
-
-class _MergedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, relations: tuple[Relation, ...], *kv: Tensor) -> Tensor:
-        accumulate = torch.promote_types(q.dtype, torch.float32)
-        out: Tensor | None = None
-        lse = torch.empty(0)
-        for relation, k, v in zip(relations, kv[::2], kv[1::2], strict=True):
-            rows, k, v, causal = _narrow(q, k, v, relation)
-            if k.shape[2] == 0:
-                continue
-            part, part_lse = _forward_block(q[:, :, rows], k, v, causal)
-            if out is None:
-                out, lse = part.to(accumulate), part_lse.to(accumulate)
-                continue
-            merged = torch.logaddexp(lse[:, :, rows], part_lse)
-            keep = (lse[:, :, rows] - merged).exp_().unsqueeze(-1)
-            add = (part_lse - merged).exp_().unsqueeze(-1)
-            out[:, :, rows] = out[:, :, rows] * keep + part * add
-            lse[:, :, rows] = merged
-        assert out is not None, "the first block must show every query a key"
-        result = out.to(q.dtype)
-        ctx.relations = relations
-        ctx.save_for_backward(q, result, lse, *kv)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
-        q, out, lse, *kv = ctx.saved_tensors
-        grad_q: Tensor | None = None
-        grads: list[Tensor] = []
-        for relation, k, v in zip(ctx.relations, kv[::2], kv[1::2], strict=True):
-            rows, k_seen, v_seen, causal = _narrow(q, k, v, relation)
-            n = k_seen.shape[2]
-            if n == 0:
-                grads += [torch.zeros_like(k), torch.zeros_like(v)]
-                continue
-            dq, dk, dv = _backward_block(
-                grad[:, :, rows], q[:, :, rows], k_seen, v_seen, out[:, :, rows], lse[:, :, rows], causal
-            )
-            if grad_q is None:  # the first block concerns every row
-                grad_q = dq.to(torch.promote_types(q.dtype, torch.float32))
-            else:
-                grad_q[:, :, rows] += dq
-            unseen = (0, 0, 0, k.shape[2] - n)
-            grads += [dk, dv] if n == k.shape[2] else [F.pad(dk, unseen), F.pad(dv, unseen)]
-        assert grad_q is not None
-        return grad_q.to(q.dtype), None, *grads
-
-
-ATEN = torch.ops.aten  # overloads are named, for later versions of torch add others
-
-
-def _forward_block(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """One block: out [B, H, n_q, D] and natural-log lse [B, H, n_q] of the scores q k / sqrt(D)."""
-    return ATEN._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal)
-
-
-def _backward_block(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one block for q, k, v, given the out and lse merged over all blocks."""
-    backward = ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default
-    return backward(grad, q, k, v, out, lse, 0.0, causal)

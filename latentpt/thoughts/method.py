@@ -61,7 +61,7 @@ class ThoughtMethod(nn.Module):
     """Whether slot 0 is fed the state of the last slot of the position before (zero at the beginning of a document)."""
     tap: int | None = None
     """The layer before which states are taken off the stream; None: where the span of layers ends."""
-    injections: nn.ModuleList | None = None
+    injections: nn.ModuleList | None
     """Layer by layer what goes into the layers themselves, see `latentpt.modeling.attention.Injection`."""
     default_scale: float | None = 2.5
     """Token embeddings are multiplied by sqrt(default_scale * d); None leaves them as they are."""
@@ -71,6 +71,7 @@ class ThoughtMethod(nn.Module):
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.injections = None  # as a class attribute it would hide the modules of a subclass
         self.width, self.layers = model.hidden_size, model.num_layers
 
     @property

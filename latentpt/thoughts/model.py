@@ -59,13 +59,13 @@ class LanguageModel(nn.Module):
         """An empty state, for `slots` slots per position (None: all)."""
         return State(self.method.traits(slots))
 
-    def cache(self, rows: int, capacity: int) -> Cache:
+    def cache(self, rows: int, capacity: int, kind: type[Cache] = Cache) -> Cache:
         """An empty state with room for `capacity` positions of `rows` sequences, for decoding without gradient.
 
         Raises ValueError if a learned table has fewer positions.
         """
         self._check_fits(capacity)
-        return Cache(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
+        return kind(self.method.traits(), self.config, rows, capacity, next(self.parameters()))
 
     def tokens(
         self, input_ids: Tensor, start: int = 0, documents: Tensor | None = None, alive: Tensor | None = None

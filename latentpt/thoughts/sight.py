@@ -1,6 +1,7 @@
 """What cells see: the plan's columns, the keys of earlier stretches, and what documents and unthought slots hide.
 
-The one place where this is decided for tensors; `plan` decided it for columns. Where nothing hides anything there is no mask.
+The one place where this is decided for tensors; `plan` decided it for columns. Documents are told apart by their numbers;
+slots that are not thought are hidden by explicit masks, which hold the documents too. Else there is neither.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from latentpt.thoughts.plan import Column, Seen, Source, Step, Stretch
 from latentpt.thoughts.state import Cache, KeysValues, State
 
 Columns = tuple[Column, ...]
+Hidden = tuple[Tensor | None, tuple[Tensor, Tensor] | None]
+"""A mask bool [B, 1, n, m], or the documents of n queries and m keys, [B, n] and [B, m]; or neither."""
 
 
 class Sight:
@@ -34,7 +37,8 @@ class Sight:
         self.traits, self.state, self.tokens, self.keys_values = stretch.traits, state, tokens, keys_values
         self.in_place = isinstance(state, Cache) and stretch.one_row
         """Whether cells are written into the cache as they run."""
-        self._masks: dict[Any, Tensor | None] = {}
+        self._masked = tokens.alive is not None or state.alive is not None
+        self._found: dict[Any, Hidden] = {}
 
     def of(self, step: Step, queries: range) -> Callable[[int], View]:
         """What some columns of a step see, as a function of the layer."""
@@ -43,7 +47,7 @@ class Sight:
         count = len(step.columns)
         groups: list[tuple[slice, tuple[Part, ...], Columns, tuple[Seen, ...]]]
         if step.flat and len(queries) == count:  # one causal sequence
-            own = Part(slice(None), Relation.CAUSAL, self._mask(step.columns, step.columns))
+            own = Part(slice(None), Relation.CAUSAL, *self._hidden(step.columns, step.columns))
             groups = [(slice(0, count), (own,), step.columns, ())]
         else:
             groups = [
@@ -55,7 +59,7 @@ class Sight:
             found = []
             for slots, own, rows, seen in groups:
                 others = [
-                    KeyBlock(*self.keys_values(layer, s.source), s.relation, self._mask(rows, (s.column,)))
+                    KeyBlock(*self.keys_values(layer, s.source), s.relation, *self._hidden(rows, (s.column,)))
                     for s in seen
                     if s.source is not None
                 ]
@@ -68,7 +72,7 @@ class Sight:
         """What one column sees of its step."""
         query, count = step.columns[index], len(step.columns)
         seen = [
-            Part(slice(step.columns.index(key), None, count), relation, self._mask((query,), (key,)))
+            Part(slice(step.columns.index(key), None, count), relation, *self._hidden((query,), (key,)))
             for key, source, relation in step.sees[index]
             if source is None
         ]
@@ -82,7 +86,10 @@ class Sight:
             return []
         return [
             KeyBlock(
-                cells[0][:, :, part], cells[1][:, :, part], Relation.ALL, self._mask_before(rows, layer, part)
+                cells[0][:, :, part],
+                cells[1][:, :, part],
+                Relation.ALL,
+                *self._hidden_before(rows, layer, part),
             )
             for part in self.state.before(layer, rows[0].slot)
         ]
@@ -94,30 +101,36 @@ class Sight:
         for at, index in enumerate(queries):
             rows = (step.columns[index],)
             parts = self.state.up_to(layer, rows[0])
-            own = (Part(part, Relation.ALL, self._mask_before(rows, layer, part)) for part in parts)
+            own = (Part(part, Relation.ALL, *self._hidden_before(rows, layer, part)) for part in parts)
             groups.append(Group(slice(at, at + 1), tuple(own)))
         return View(tuple(groups), self.state.tensors[layer], self.state.place(layer, step.columns))
 
-    # ------------------------------------------------------------------------------------------ masks
+    # ------------------------------------------------------------------------------------------ what is hidden
 
-    def _mask(self, queries: Columns, keys: Columns) -> Tensor | None:
-        """Which cells of some columns may see which of others: bool [B, 1, n, m]; None: all."""
-        if (queries, keys) not in self._masks:
-            mask = _visible(self._documents(queries), self._documents(keys), self._thought(keys))
-            if queries == keys and self.tokens.alive is not None and mask is not None:
+    def _hidden(self, queries: Columns, keys: Columns) -> Hidden:
+        """What some columns may not see of others."""
+        key = queries, keys
+        if key not in self._found:
+            self._found[key] = self._hide(
+                self._documents(queries), self._documents(keys), self._thought(keys)
+            )
+            mask = self._found[key][0]
+            if queries == keys and mask is not None:
                 # A cell sees itself, or the softmax of one that is not thought would be empty.
-                mask = mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-            self._masks[queries, keys] = mask
-        return self._masks[queries, keys]
+                itself = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+                self._found[key] = mask | itself, None
+        return self._found[key]
 
-    def _mask_before(self, queries: Columns, layer: int, part: slice) -> Tensor | None:
-        """Which of a layer's earlier cells some columns may see; in a cache written in place, the present ones too."""
+    def _hidden_before(self, queries: Columns, layer: int, part: Any) -> Hidden:
+        """What some columns may not see of a layer's earlier cells; in a cache written in place, of the present ones too."""
+        if self.tokens.documents is None and not self._masked:
+            return None, None
         key = queries, self.traits.grid(layer), part.start, part.step
-        if key not in self._masks:
-            self._masks[key] = self._make_mask_before(queries, self.traits.grid(layer), part)
-        return self._masks[key]
+        if key not in self._found:
+            self._found[key] = self._hide_before(queries, self.traits.grid(layer), part)
+        return self._found[key]
 
-    def _make_mask_before(self, queries: Columns, grid: range, part: slice) -> Tensor | None:
+    def _hide_before(self, queries: Columns, grid: range, part: slice) -> Hidden:
         state, tokens = self.state, self.tokens
         alive = joined(state.alive, tokens.alive if self.in_place else None)
         documents = None if tokens.documents is None else state.documents
@@ -128,7 +141,13 @@ class Sight:
             alive = (alive[..., None] > slots).flatten(1)[:, part]
             if self.in_place:
                 alive[:, -1] = True  # the cell itself
-        return _visible(self._documents(queries), documents, alive)
+        return self._hide(self._documents(queries), documents, alive)
+
+    def _hide(self, rows: Tensor | None, columns: Tensor | None, thought: Tensor | None) -> Hidden:
+        """From the documents of rows [B, n] and columns [B, m], and whether a column is thought."""
+        if self._masked:
+            return _visible(rows, columns, thought), None
+        return None, None if rows is None or columns is None else (rows, columns)
 
     def _documents(self, columns: Columns) -> Tensor | None:
         """The document of each cell of some columns, row by row, [B, n]."""

@@ -1,4 +1,4 @@
-"""The library's CUDA branches on a tiny model: devices agree, bf16 with ZeRO 1, inductor, a captured decoding step."""
+"""The library's CUDA branches on a tiny model: devices agree, bf16 with ZeRO 1 and 3, inductor, recorded decoding."""
 
 import json
 import os
@@ -11,7 +11,11 @@ import torch
 from latentpt_kernels.decode import Layer, Norm, Place, decode_layer
 from latentpt_kernels.graph import Captured
 
+from latentpt.generation import decode
+from latentpt.generation.decode import generate
+from latentpt.generation.sampling import Sampling
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
+from latentpt.thoughts.registry import METHODS as REGISTERED
 from tests.conftest import tiny_ids, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +72,7 @@ def test_a_captured_layer_is_the_layer_at_every_position():
     norm = Norm(torch.ones(width, device="cuda"), None, 1e-5, "rms")
     layer = Layer(norm, random(3 * width, width), None, random(width, width), None, norm, random(8 * width, width), None,
                   random(width, 4 * width), None, "swiglu", False)  # fmt: skip
-    angles = random(capacity, width // heads // 2)
+    angles = random(1, width // heads // 2)
     outcomes = []
     x = random(1, width)
     for captured in (True, False):
@@ -80,9 +84,72 @@ def test_a_captured_layer_is_the_layer_at_every_position():
             cells.add_(1)
             return out
 
-        run = Captured(step, [cells]) if captured else step
-        outcomes.append(torch.stack([run().clone() for _ in range(5)]))
+        run = Captured(step, x.device) if captured else step
+        outcomes.append(torch.stack([run().clone() for _ in range(8)]))
+        assert not captured or run.graph is not None
     torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["pythia", "llama"])
+@pytest.mark.parametrize("solver", ["jacobi", "gauss_seidel"])
+def test_documents_kept_apart_on_the_device_give_the_step_of_the_cpu(family, solver):
+    results = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model(
+            family, torch.float32, weights=1.0, method="latent", num_thoughts=1, solver=solver
+        ).to(device)
+        ids, documents = tiny_ids(2, 40).to(device), (torch.arange(40) // 13).expand(2, -1).to(device)
+        loss = model(ids, labels=ids, documents=documents, return_logits=False).loss
+        loss.backward()
+        results.append(
+            [loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)]
+        )
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4)
+
+
+def recorded(monkeypatch):
+    """The graphs that are made from here on."""
+    made = []
+
+    class Watched(Captured):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(decode, "Captured", Watched)
+    return made
+
+
+@pytest.mark.parametrize("mode", ["", "torch", "triton"])
+@pytest.mark.parametrize("visibility", ["causal", "stage_causal"])
+@pytest.mark.parametrize("method", REGISTERED)
+def test_a_text_is_recorded_once_and_is_that_of_the_cpu(method, visibility, mode, monkeypatch):
+    if visibility == "stage_causal" and (
+        REGISTERED[method].fixed_visibility is not None or method == "vanilla"
+    ):
+        pytest.skip("the method fixes what is seen")
+    monkeypatch.setenv("LATENTPT_KERNELS", mode)
+    family = ("pythia", "llama", "gpt2")[len(method) % 3]
+    model = tiny_model(
+        family, torch.float32, method=method, num_thoughts=int(method != "vanilla"), visibility=visibility
+    )
+    prompts = [[3, 4, 5], [6]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LATENTPT_KERNELS")
+        expected = generate(model, prompts, 12)
+    made = recorded(monkeypatch)
+    assert generate(model.cuda(), prompts, 12) == expected
+    assert [captured.graph is not None for captured in made] == [True]
+
+
+def test_sampled_texts_repeat_and_are_recorded_with_their_choice(monkeypatch):
+    model = tiny_model("llama", torch.bfloat16, weights=1.0, method="latent", num_thoughts=1).cuda()
+    warm = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.2, seed=4)
+    made = recorded(monkeypatch)
+    first, again = (generate(model, [[1, 2, 3], [4]], 20, warm) for _ in range(2))
+    assert first == again and len(set(first[0])) > 3
+    assert all(captured.graph is not None for captured in made)
 
 
 CONFIG = """
@@ -92,15 +159,14 @@ thoughts: {method: latent, num_thoughts: 1, refinements: 1}
 data: {train: data, validation: data, sequence_length: 64}
 training: {steps: 60, batch_samples: 8, micro_batch: 8, precision: bf16}
 optimizer: {lr: 3.0e-3}
-zero: {stage: 1}
 validation: {every: 60, samples: 8}
 monitor: {every: 5}
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", [False, True])
-def test_bf16_training_with_zero_1_runs_and_learns(compiled, tmp_path):
+@pytest.mark.parametrize("compiled, stage", [(False, 1), (True, 1), (False, 3)])
+def test_bf16_training_runs_and_learns(compiled, stage, tmp_path):
     """data_prep on generated text, then launch/pretrain.py as a user runs it, with and without inductor."""
     lines = (
         json.dumps({"text": f"Line {i}: " + "a little text that repeats. " * (i % 7 + 1)}) for i in range(400)
@@ -126,7 +192,14 @@ def test_bf16_training_with_zero_1_runs_and_learns(compiled, tmp_path):
     )
     run(*prepare, "tokenize", "--input", "text.jsonl", "--tokenizer", "tokenizer.json", "--output", "data")
     pretrain = str(ROOT / "launch/pretrain.py")
-    run(sys.executable, pretrain, "--config", "run.yaml", f"training.compile={str(compiled).lower()}")
+    run(
+        sys.executable,
+        pretrain,
+        "--config",
+        "run.yaml",
+        f"training.compile={str(compiled).lower()}",
+        f"zero.stage={stage}",
+    )
     kept = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in kept if line["kind"] == "train"]
     assert losses[-1] < losses[0] - 0.5

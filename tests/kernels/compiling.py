@@ -56,15 +56,15 @@ class Compiled(NamedTuple):
 def compile_for(chip: str, kernel, *args, num_warps: int = 4, num_stages: int = 2, **constants) -> Compiled:
     """Compile a @triton.jit function; args are a dtype for a pointer, int or float for a number, tuples of these.
 
-    Numbers are given by an example: a multiple of 16 is taken as divisible by 16, as at a launch.
+    Numbers are given by an example: as at a launch, a multiple of 16 is taken as divisible by 16 and 1 as a constant.
     """
     names = list(inspect.signature(kernel.fn).parameters)
-    signature, attributes = {}, {}
+    signature, attributes, ones = {}, {}, {}
     for index, (name, value) in enumerate(zip(names, args, strict=False)):
-        signature[name] = _kind(value, (index,), attributes)
+        signature[name] = _kind(value, (index,), attributes, ones)
     signature.update(dict.fromkeys(names[len(args) :], "constexpr"))
     assert set(names[len(args) :]) == set(constants), (names[len(args) :], constants)
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source = ASTSource(fn=kernel, signature=signature, constexprs={**constants, **ones}, attrs=attributes)
     binary = triton.compile(
         source, target=GPUS[chip], options={"num_warps": num_warps, "num_stages": num_stages}
     )
@@ -79,14 +79,17 @@ def compile_for(chip: str, kernel, *args, num_warps: int = 4, num_stages: int = 
     return Compiled(kernel.fn.__name__, chip, binary.metadata.shared, registers, spills, assembly)
 
 
-def _kind(value, path: tuple, attributes: dict):
+def _kind(value, path: tuple, attributes: dict, ones: dict):
     if isinstance(value, tuple):
-        return tuple(_kind(item, (*path, place), attributes) for place, item in enumerate(value))
+        return tuple(_kind(item, (*path, place), attributes, ones) for place, item in enumerate(value))
     if isinstance(value, torch.dtype):
         attributes[path] = [["tt.divisibility", 16]]
         return POINTERS[value]
     if isinstance(value, float):
         return "fp32"
+    if value == 1:
+        ones[path] = 1
+        return "constexpr"
     if value % 16 == 0:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32"

@@ -11,7 +11,7 @@ STRIDES = (3 * 16 * 2048, 64, 3072)
 HALF, REAL, NUMBERS = torch.bfloat16, torch.float32, torch.int32
 
 
-def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=False):
+def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=False, group=2):
     itemsize = torch.finfo(dtype).bits // 8
     choice = ours.tiles(kernel, size, itemsize, TARGETS[chip])
     precision = "tf32x3" if dtype is REAL and chip != "gfx942" else "ieee"
@@ -36,7 +36,7 @@ def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=Fals
             lengths,
             2048,
             16,
-            2,
+            group,
         )
         return compile_for(
             chip, ours.block_attention_fwd_kernel, *args, scales[1], RELATIONS=relations, **flags
@@ -57,7 +57,7 @@ def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=Fals
             strides,
             STRIDES,
         )
-        args += (STRIDES, lengths, 2048, 16, 2, *scales)
+        args += (STRIDES, lengths, 2048, 16, group, *scales)
         return compile_for(chip, ours.block_attention_bwd_q_kernel, *args, RELATIONS=relations, **flags)
     args = (
         dtype,
@@ -74,7 +74,7 @@ def compiled(kernel, chip, size, dtype, relations=(ours.STRICT,), documents=Fals
         2048,
         2048,
         16,
-        2,
+        group,
     )
     return compile_for(
         chip, ours.block_attention_bwd_kv_kernel, *args, *scales, RELATION=relations[-1], **flags
@@ -101,8 +101,9 @@ def test_float32_attention_compiles_at_its_largest_head():
 
 
 @pytest.mark.parametrize("kernel", ["fwd", "bwd_q", "bwd_kv"])
-def test_several_blocks_with_document_numbers_compile(kernel):
-    binary = compiled(kernel, "sm_90", 64, HALF, (ours.CAUSAL, ours.STRICT), documents=True)
+def test_several_blocks_with_document_numbers_and_as_many_key_heads_as_heads_compile(kernel):
+    """A launch makes a group of 1 head a constant."""
+    binary = compiled(kernel, "sm_90", 64, HALF, (ours.CAUSAL, ours.STRICT), documents=True, group=1)
     print(binary)
     assert binary.uses_tensor_cores()
 

@@ -9,14 +9,19 @@ from tests.kernels.compiling import GPUS, compile_for
 HALF, REAL, IDS, CELLS = torch.bfloat16, torch.float32, torch.int64, torch.int32
 S3, S2 = (2048, 1024, 64), (2048, 64)
 WIDTH = {"BD": 2048, "num_warps": 4}
-ROWS = {"BM": 1, "BI": 512, "DOT": False}
-MANY = {"BM": 32, "BI": 128, "DOT": True}
+ROWS, FOUR, MANY = (decode._row_tiles(rows, 1024) for rows in (1, 4, 64))
 
 
 def loss(chip):
-    args = (HALF, IDS, REAL, 50304, 50304, -100, 0.0)
+    args = (HALF, IDS, REAL, 50304, 50304, -100, 0.0, 30.0)
     return compile_for(
-        chip, linear_cross_entropy.linear_cross_entropy_kernel, *args, GRADIENT=True, BV=4096, num_warps=8
+        chip,
+        linear_cross_entropy.linear_cross_entropy_kernel,
+        *args,
+        GRADIENT=True,
+        CAP=True,
+        BV=4096,
+        num_warps=8,
     )
 
 
@@ -47,8 +52,8 @@ def shift_backward(chip):
     return compile_for(chip, latent_shift.latent_shift_bwd_kernel, *args, GATE=True, **WIDTH)
 
 
-def decode_split(chip):
-    args = (HALF, HALF, HALF, CELLS, REAL, REAL, S2, S3, S3, 0, 2, 0.18, 2, 0, 2)
+def decode_split(chip, group=2, slots=2):
+    args = (HALF, HALF, HALF, CELLS, REAL, REAL, S2, S3, S3, 0, group, 0.18, slots, 0, slots)
     return compile_for(
         chip, decode.decode_attention_split_kernel, *args, D=64, BD=64, BG=16, BN=64, SPLITS=16
     )
@@ -59,13 +64,13 @@ def decode_join(chip):
 
 
 def decode_linear(chip, rows=ROWS):
-    args = (*(HALF,) * 7, 1, 1024, 4096, 1e-5)
+    args = (*(HALF,) * 7, rows["BM"], 1024, 4096, 1e-5)
     flags = {"NORM": 2, "NORM_BIAS": True, "ACTIVATION": 3, "BIAS": True, "RESIDUAL": True, "BO": 16, **rows}
     return compile_for(chip, decode.decode_linear_kernel, *args, **flags)
 
 
 def decode_qkv(chip, rows=ROWS):
-    args = (*(HALF,) * 5, REAL, REAL, CELLS, HALF, HALF, HALF, S3, S3, 0, 1, 1024, 2, 16, 16, 1e-5)
+    args = (*(HALF,) * 5, REAL, REAL, CELLS, HALF, HALF, HALF, S3, S3, 0, 0, rows["BM"], 1024, 16, 16, 1e-5)
     flags = {
         "NORM": 2,
         "NORM_BIAS": True,
@@ -101,6 +106,18 @@ def test_memory_bound_kernels_compile_without_spills(make, chip):
 
 @pytest.mark.parametrize("chip", GPUS)
 def test_decoding_a_batch_compiles_with_tensor_cores(chip):
-    for binary in (decode_split(chip), decode_linear(chip, MANY), decode_qkv(chip, MANY)):
+    for binary in (
+        decode_split(chip),
+        decode_split(chip, 1, 1),
+        decode_linear(chip, MANY),
+        decode_qkv(chip, MANY),
+    ):
         print(binary)
         assert binary.uses_tensor_cores()
+
+
+@pytest.mark.parametrize("chip", GPUS)
+def test_decoding_four_rows_compiles_without_spills(chip):
+    for binary in (decode_linear(chip, FOUR), decode_qkv(chip, FOUR)):
+        print(binary)
+        assert binary.spills == 0

@@ -13,9 +13,10 @@ from latentpt_kernels.linear_cross_entropy import reference
     vocabulary=st.integers(2, 40),
     chunk=st.integers(1, 25),
     z_loss=st.sampled_from([0.0, 0.1]),
+    cap=st.sampled_from([None, 1.5]),
     wants=st.sampled_from([(True, True), (True, False), (False, True)]),
 )
-def test_torch_equals_the_formula_whatever_the_chunks(rows, vocabulary, chunk, z_loss, wants):
+def test_torch_equals_the_formula_whatever_the_chunks(rows, vocabulary, chunk, z_loss, cap, wants):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 6, dtype=torch.float64, generator=generator) for n in (rows, vocabulary))
     targets = torch.randint(vocabulary, (rows,), generator=generator)
@@ -24,8 +25,8 @@ def test_torch_equals_the_formula_whatever_the_chunks(rows, vocabulary, chunk, z
     leaves = [t for t in (hidden, weight) if t.requires_grad]
     results = []
     for loss in (
-        linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, chunk_rows=chunk),
-        reference(hidden, weight, targets, -100, z_loss),
+        linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, chunk_rows=chunk, cap=cap),
+        reference(hidden, weight, targets, -100, z_loss, cap),
     ):
         results.append((loss, *torch.autograd.grad(loss, leaves)))
     for ours, exact in zip(*results, strict=True):

@@ -124,5 +124,5 @@ def test_a_captured_step_is_the_step_itself_on_a_cpu():
     from latentpt_kernels.graph import Captured
 
     cells = torch.zeros(1)
-    step = Captured(lambda: cells.add_(1), [cells])
+    step = Captured(lambda: cells.add_(1), cells.device)
     assert [step().item() for _ in range(3)] == [1, 2, 3]

@@ -19,7 +19,7 @@ def test_any_chunk_size_gives_the_loss_and_gradients_of_all_logits_at_once(rows)
     weight = torch.randn(11, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     targets = torch.randint(11, (64,), generator=generator)
     targets[::7] = -100
-    ours = linear_cross_entropy(hidden, weight, targets, rows)
+    ours = linear_cross_entropy(hidden, weight, targets, chunk_rows=rows)
     expected = plain(hidden, weight, targets)
     torch.testing.assert_close(ours, expected)
     grads = [torch.autograd.grad(loss * 0.3, (hidden, weight)) for loss in (ours, expected)]
@@ -58,7 +58,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists():
     hidden = torch.randn(rows, 16, requires_grad=True)
     weight = torch.randn(vocabulary, 16, requires_grad=True)
     with Watch() as watch:
-        linear_cross_entropy(hidden, weight, torch.zeros(rows, dtype=torch.long), chunk).backward()
+        linear_cross_entropy(hidden, weight, torch.zeros(rows, dtype=torch.long), chunk_rows=chunk).backward()
     assert watch.largest == chunk * vocabulary
 
 

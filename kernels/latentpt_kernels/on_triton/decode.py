@@ -177,13 +177,13 @@ def decode_linear_kernel(
 
 @triton.jit
 def decode_qkv_kernel(
-    x, norm_weight, norm_bias, weight, bias, cos, sin, cells, q, k, v, k_strides, v_strides, cell_stride, B, d_in, S, heads,
-    kv_heads, eps, NORM: tl.constexpr, NORM_BIAS: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    x, norm_weight, norm_bias, weight, bias, cos, sin, cells, q, k, v, k_strides, v_strides, cell_stride, angle_stride, B,
+    d_in, heads, kv_heads, eps, NORM: tl.constexpr, NORM_BIAS: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Queries to q [B, H, D], keys and values to their cell of the cache; a program makes BP pairs of one head's values.
 
-    Pair j < R is (j, R + j), which turns by the angle of the position; of the 2 (D / 2 - R) values that do not turn,
+    Pair j < R is (j, R + j), which turns by the row's angle j; of the 2 (D / 2 - R) values that do not turn,
     pair j is (R + j, D / 2 + j), so that every row of the weight is read once.
     """
     head = tl.program_id(0)
@@ -208,7 +208,7 @@ def decode_qkv_kernel(
     if R > 0:  # noqa: SIM102  (one is known when the kernel is compiled, the other when it runs)
         if head < heads + kv_heads:
             turns = inside & (j[None, :] < R)
-            angle = (cell // S)[:, None] * R + j[None, :]
+            angle = rows[:, None] * angle_stride + j[None, :]
             c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
             s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32)
             turned = y_a * c - y_b * s
@@ -292,9 +292,9 @@ def linear(
 
 def qkv(
     x: Tensor, norm: tuple[Tensor, Tensor | None, float, str], weight: Tensor, bias: Tensor | None, cos: Tensor | None,
-    sin: Tensor | None, cells: Tensor, slots: int, k: Tensor, v: Tensor,
+    sin: Tensor | None, cells: Tensor, k: Tensor, v: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Queries [B, H, D] of x [B, d]; keys and values go to `cells` of k and v [B, H_kv, C, D]."""
+    """Queries [B, H, D] of x [B, d]; keys and values go to `cells` of k and v [B, H_kv, C, D]; angles [1 or B, r/2]."""
     rows, columns = x.shape
     kv_heads, size = k.shape[1], k.shape[3]
     heads = weight.shape[0] // size - 2 * kv_heads
@@ -305,8 +305,9 @@ def qkv(
     pairs = 16 if choice["DOT"] else 8
     decode_qkv_kernel[(heads + 2 * kv_heads, triton.cdiv(size // 2, pairs), triton.cdiv(rows, choice["BM"]))](
         x, norm_weight, norm_weight if norm_bias is None else norm_bias, weight, weight if bias is None else bias,
-        x if cos is None else cos, x if sin is None else sin, cells, q, k, v, k.stride()[:3], v.stride()[:3],
-        min(1, cells.numel() - 1), rows, columns, slots, heads, kv_heads, eps,
+        x if cos is None else cos.contiguous(), x if sin is None else sin.contiguous(), cells, q, k, v, k.stride()[:3],
+        v.stride()[:3], min(1, cells.numel() - 1), 0 if cos is None or len(cos) == 1 else half, rows, columns, heads,
+        kv_heads, eps,
         NORM=NORMS.index(kind), NORM_BIAS=norm_bias is not None, BIAS=bias is not None, R=half, D=size, BP=pairs, **choice,
     )  # fmt: skip
     return q

@@ -69,14 +69,16 @@ def test_a_linear_layer_with_its_norm_activation_and_residual(rows, activation, 
     assert_within_twice("out", apply(*tensors), *in_torch(apply, *tensors))
 
 
-@pytest.mark.parametrize("rows, kv_heads, size, rotated", [(1, 4, 16, 16), (2, 2, 20, 8), (18, 1, 16, 0)])
+@pytest.mark.parametrize(
+    "rows, kv_heads, size, rotated", [(1, 4, 16, 16), (2, 2, 20, 8), (3, 2, 16, 16), (18, 1, 16, 0)]
+)
 def test_queries_keys_and_values_are_turned_and_written_to_their_cells(rows, kv_heads, size, rotated):
     heads, slots, capacity, width = 4, 2, 12, 24
     x, weight = random(rows, width), random((heads + 2 * kv_heads) * size, width, seed=1) / 5
     bias, scale = random(weight.shape[0], seed=2), 1 + random(width, seed=3) / 4
     k, v = (random(rows, kv_heads, capacity, size, seed=s) for s in (4, 5))
     cells = torch.randint(capacity, (rows,), generator=torch.Generator().manual_seed(6)).int()
-    angles = random(capacity // slots, rotated // 2, seed=7)
+    angles = random(rows if rows % 2 else 1, rotated // 2, seed=7)  # each row its own, or one for all
 
     def apply(x, weight, bias, scale, k, v, cos, sin):
         norm, table = Norm(scale, None, 1e-6, "rms"), (cos, sin) if rotated else (None, None)
@@ -91,3 +93,13 @@ def test_queries_keys_and_values_are_turned_and_written_to_their_cells(rows, kv_
 def test_bfloat16_weights_beside_float32_rows():
     x, weight = random(2, 64), random(32, 64, seed=1, dtype=torch.bfloat16)
     torch.testing.assert_close(decode_linear(x, weight), x @ weight.float().T, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_lie_apart_or_are_one_row_for_all():
+    weight, row = random(24, 24, seed=1) / 5, random(1, 24)
+    apart = random(3, 48, seed=2)[:, ::2]
+    for x, residual in ((row.expand(3, -1), apart), (apart, row.expand(3, -1))):
+        expected = residual + x @ weight.T
+        torch.testing.assert_close(
+            decode_linear(x, weight, residual=residual), expected, rtol=1e-5, atol=1e-5
+        )

@@ -34,9 +34,12 @@ def cases():
         "block_attention_backward": (OPS.block_attention_backward, (out, q, [k, v], out, lse, [2], 0.25, [])),
         "linear_cross_entropy": (
             OPS.linear_cross_entropy,
-            (x, cells(11, 8), labels, -100, 0.0, 4, True, True),
+            (x, cells(11, 8), labels, -100, 0.0, 4, 0.0, True, True),
         ),
-        "the loss alone": (OPS.linear_cross_entropy, (x, cells(11, 8), labels, -100, 0.1, 4, False, False)),
+        "the loss alone": (
+            OPS.linear_cross_entropy,
+            (x, cells(11, 8), labels, -100, 0.1, 4, 0.0, False, False),
+        ),
         "add_norm": (OPS.add_norm, (x, x + 1, [weight, weight + 1], [weight, weight], 1e-5, True)),
         "a norm alone": (OPS.add_norm, (x, None, [weight], [], 1e-5, False)),
         "add_norm_backward": (OPS.add_norm_backward, ([x], x + 1, x, [weight], True, *statistics, True)),

@@ -1,26 +1,16 @@
-"""A whole training step and a whole text with the kernels on and off: every method, every visibility, tiny models.
-
-The library calls latentpt_kernels for key blocks and the loss; `plugged_in` puts the other operations where they belong.
-"""
+"""A whole training step and a whole text with the kernels on and off: every method, every visibility, tiny models."""
 
 import pytest
 import torch
-from latentpt_kernels import (
-    add_norm,
-    block_attention,
-    decode_linear,
-    decode_token,
-    rotate_qk,
-)
-from latentpt_kernels.decode import Layer, Norm
+from latentpt_kernels import block_attention
+from latentpt_kernels.on_triton import add_norm as norms
 from latentpt_kernels.on_triton import block_attention as kernels
-from torch import nn
+from latentpt_kernels.on_triton import decode, linear_cross_entropy
+from latentpt_kernels.on_triton import rotate_qk as rotary
 
+from latentpt.generation.decode import generate
 from latentpt.modeling import attention as attention_room
-from latentpt.modeling.rotary import Rotary
-from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.registry import METHODS
-from latentpt.thoughts.state import Before
 from tests.conftest import tiny_ids, tiny_model
 
 SMALL = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
@@ -31,32 +21,26 @@ CASES = [(name, {}) for name in METHODS if name != "latent"] + [
 ]
 
 
-def squeezed(angles):
-    """cos and sin [L, r/2]: one angle for all slots of a position."""
-    return None if angles is None else Rotary(*(part[..., 0, :] for part in angles))
-
-
 @pytest.fixture
-def plugged_in(monkeypatch):
-    """Rotary, norms and plain causal attention through latentpt_kernels; key blocks and the loss go there by themselves."""
-
-    def rotate(x, angles):
-        flat = x.flatten(1, 2).transpose(1, 2)
-        turned, _ = rotate_qk(flat, flat[:, :1], *squeezed(angles))
-        return turned.transpose(1, 2).unflatten(1, x.shape[1:3])
-
-    def normed(kind):
-        def forward(self, x):
-            return add_norm(x, None, self.weight, getattr(self, "bias", None), self.eps, kind)[0]
-
-        return forward
-
+def plain_attention_too(monkeypatch):
+    """Plain causal attention, which is a library's own on every device, through the kernels as well."""
     monkeypatch.setitem(
         attention_room.BACKENDS, "sdpa", lambda q, k, v: block_attention(q, [(k, v, "causal")])[0]
     )
-    monkeypatch.setattr(attention_room, "rotate", rotate)
-    monkeypatch.setattr(nn.RMSNorm, "forward", normed("rms"))
-    monkeypatch.setattr(nn.LayerNorm, "forward", normed("layer"))
+
+
+def counted(monkeypatch, *places):
+    """How often functions (module, name) are called."""
+    calls = dict.fromkeys((f"{module.__name__}.{name}" for module, name in places), 0)
+    for module, name in places:
+        ours, key = getattr(module, name), f"{module.__name__}.{name}"
+
+        def count(*args, ours=ours, key=key, **kwargs):
+            calls[key] += 1
+            return ours(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, count)
+    return calls
 
 
 def step(family, method, thoughts):
@@ -71,92 +55,50 @@ def step(family, method, thoughts):
 
 
 @pytest.mark.parametrize("method, thoughts", CASES)
-def test_a_training_step_is_the_same_with_the_kernels_on_and_off(method, thoughts, plugged_in, monkeypatch):
+def test_a_training_step_is_the_same_with_the_kernels_on_and_off(
+    method, thoughts, plain_attention_too, monkeypatch
+):
     family = "pythia" if len(method) % 2 else "llama"
-    calls = []
-    forward = kernels.forward
-    monkeypatch.setattr(kernels, "forward", lambda *args: calls.append(1) or forward(*args))
+    calls = counted(
+        monkeypatch, (kernels, "forward"), (kernels, "backward"), (norms, "forward"), (norms, "backward"),
+        (rotary, "rotate"), (linear_cross_entropy, "loss_and_gradient"),
+    )  # fmt: skip
     monkeypatch.setenv("LATENTPT_KERNELS", "reference")
     off = step(family, method, thoughts)
-    assert not calls
+    assert not any(calls.values())
     monkeypatch.setenv("LATENTPT_KERNELS", "triton")
     on = step(family, method, thoughts)
-    assert calls
+    assert all(calls.values()), calls
     for mine, exact in zip(on, off, strict=True):
         torch.testing.assert_close(mine, exact, rtol=2e-4, atol=2e-5)
 
 
-def layers_of(model):
-    """The weights of the blocks as decoding's kernels read them."""
-    config = model.config
-
-    def norm(module):
-        return Norm(module.weight, getattr(module, "bias", None), module.eps, config.norm)
-
-    return [
-        Layer(
-            norm(b.attention_norm), b.attention.qkv.weight, b.attention.qkv.bias, b.attention.out.weight,
-            b.attention.out.bias, norm(b.mlp_norm), b.mlp.up.weight, b.mlp.up.bias, b.mlp.down.weight, b.mlp.down.bias,
-            config.activation, config.parallel_residual,
-        )
-        for b in model.decoder.blocks
-    ]  # fmt: skip
+TEXTS = [
+    *((name, "causal") for name in METHODS),
+    *(
+        (name, "stage_causal")
+        for name, method in METHODS.items()
+        if method.fixed_visibility is None and name != "vanilla"
+    ),
+]
 
 
-SEEN = {
-    Visibility.CAUSAL: lambda slots: lambda slot: (0, slots),
-    Visibility.STAGE_CAUSAL: lambda slots: lambda slot: (0, slot + 1),
-    Visibility.SAME_SLOT: lambda slots: lambda slot: (slot, slot + 1),
-}
-
-
-@torch.no_grad()
-def text(model, length):
-    """Greedy ids of two rows, found by the kernels; cells, caches and angles as a captured graph would hold them."""
-    config, method, decoder = model.config, model.method, model.decoder
-    slots, layers, final = method.slots, layers_of(model), decoder.norm
-    shape = (2, config.kv_heads, length * slots, config.head_width)
-    cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in layers]
-    cells, angles = torch.zeros(1, dtype=torch.int32), squeezed(decoder.angles(torch.arange(length)))
-    ids = [torch.tensor([3, 5])]
-    for position in range(length):
-        tokens = method.tokens(decoder, ids[-1][:, None], torch.full((1,), position))
-
-        def latents(x, u, slot, tokens=tokens):
-            before = Before(u[:, None, None], method.states(decoder, x[:, None, None]))
-            return method.inject(decoder, tokens, range(slot, slot + 1), before)[:, 0, 0]
-
-        x = decode_token(
-            tokens.embeds[:, 0, 0],
-            layers,
-            cache,
-            cells,
-            slots,
-            SEEN[method.visibility](slots),
-            latents,
-            angles,
-        )
-        norm = Norm(final.weight, getattr(final, "bias", None), final.eps, config.norm)
-        ids.append(decode_linear(x, decoder.head.weight, norm=norm).argmax(-1))
-    return torch.stack(ids, dim=1)
-
-
-@pytest.mark.parametrize(
-    "family, method, visibility",
-    [
-        ("pythia", "latent", "causal"),
-        ("llama", "latent", "stage_causal"),
-        ("llama", "loop", "causal"),
-        ("gpt2", "latent", "causal"),
-    ],
-)
-def test_a_text_by_the_kernels_is_the_text_of_exact_decoding(family, method, visibility, monkeypatch):
+@pytest.mark.parametrize("method, visibility", TEXTS)
+def test_a_text_is_the_same_with_the_kernels_on_and_off(method, visibility, monkeypatch):
+    """A ragged batch, greedy; grouped queries in llama."""
+    family = {0: "pythia", 1: "llama", 2: "gpt2"}[len(method + visibility) % 3]
     model = tiny_model(
-        family, torch.float32, size=SMALL, method=method, num_thoughts=1, visibility=visibility
-    )
-    monkeypatch.setenv("LATENTPT_KERNELS", "triton")
-    found = text(model, 3)
-    monkeypatch.setenv("LATENTPT_KERNELS", "torch")
-    assert torch.equal(found, text(model, 3))
-    hidden = model.think(found[:, :-1], model.method.exact_schedule())
-    assert torch.equal(model.decoder.head(hidden).argmax(-1), found[:, 1:])
+        family, torch.float32, size=SMALL, method=method, num_thoughts=int(method != "vanilla"), visibility=visibility
+    )  # fmt: skip
+    calls = counted(monkeypatch, (decode, "qkv"), (decode, "attention"), (decode, "linear"))
+    texts = []
+    for setting in ("", "triton"):
+        monkeypatch.setenv("LATENTPT_KERNELS", setting)
+        assert not any(calls.values())
+        texts.append(generate(model, [[3, 4, 5], [6]], 3))
+    assert texts[0] == texts[1]
+    assert calls[f"{decode.__name__}.attention"]
+    at_once = (
+        model.method.exact_schedule().sweeps[0].stride < model.method.slots
+    )  # a token's slots in one run
+    assert all(calls.values()) != at_once, calls
