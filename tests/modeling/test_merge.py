@@ -56,13 +56,15 @@ def test_the_gradient_of_merged_attention_passes_a_numerical_check():
 
 
 @pytest.mark.parametrize("kernels", ["torch", "reference"])
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("solver", ["jacobi", "gauss_seidel"])
-def test_a_training_step_through_the_kernels_package_is_the_same(family, solver, kernels, monkeypatch):
+def test_a_training_step_through_the_kernels_package_is_the_same(family, solver, apart, kernels, monkeypatch):
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2]] * 2) if apart else None
     losses, gradients = [], []
     for setting in ("", kernels):
         monkeypatch.setenv("LATENTPT_KERNELS", setting)
         model = tiny_model(family, method="latent", num_thoughts=1, refinements=1, solver=solver)
-        loss = model(tiny_ids(), labels=tiny_ids(), return_logits=False).loss
+        loss = model(tiny_ids(), labels=tiny_ids(), documents=documents, return_logits=False).loss
         loss.backward()
         losses.append(loss.detach())
         gradients.append([p.grad for p in model.parameters()])
