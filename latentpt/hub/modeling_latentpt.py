@@ -365,6 +365,12 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
             {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
         )
 
+    def generate(self, *inputs: Any, **options: Any) -> Any:
+        """As usual; assisted decoding wants a cache from the start, where others make theirs in the first step."""
+        if options.get("assistant_model") is not None and options.get("past_key_values") is None:
+            options["past_key_values"] = DynamicCache()
+        return super().generate(*inputs, **options)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
         return self.decoder.embedding
