@@ -337,6 +337,13 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """One file, with the mode that new files get here; safetensors would give its own, for the owner alone."""
     path.touch()
     mode = path.stat().st_mode
+    own: dict[
+        int, str
+    ] = {}  # a file holds what is shared, as the blocks of an unrolled loop, once for every name
+    tensors = {
+        name: tensor if own.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
+        for name, tensor in tensors.items()
+    }
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(mode)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,79 +50,22 @@ class LatentptConfig(PretrainedConfig):
         "max_position_embeddings": "max_positions",
     }
 
-    def __init__(
-        self,
-        vocab_size: int = 50304,
-        hidden_size: int = 512,
-        num_layers: int = 6,
-        num_heads: int = 8,
-        num_kv_heads: int = 8,
-        head_size: int = 64,
-        intermediate_size: int = 2048,
-        max_positions: int = 2048,
-        norm: str = "layer",
-        norm_eps: float = 1e-5,
-        norm_place: str = "pre",
-        norm_offset: float = 0.0,
-        qk_norm: str = "none",
-        activation: str = "gelu",
-        bias: bool = True,
-        qkv_bias: bool = True,
-        out_bias: bool = True,
-        parallel_residual: bool = True,
-        positions: str = "rotary",
-        rotary_frequencies: list[float] | None = None,
-        rotary_factor: float = 1.0,
-        rotary_limit: int | None = None,
-        logit_softcap: float | None = None,
-        shared_head: bool = False,
-        method: str = "latent",
-        num_thoughts: int = 1,
-        visibility: str = "causal",
-        embed_scale: float = 1.0,
-        pause_token: int = 0,
-        top_k_mixture: int | None = None,
-        cumulative: bool = False,
-        solver: str = "jacobi",
-        refinements: int = 3,
-        bptt_passes: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_size = head_size
-        self.intermediate_size = intermediate_size
-        self.max_positions = max_positions
-        self.norm = norm
-        self.norm_eps = norm_eps
-        self.norm_place = norm_place
-        self.norm_offset = norm_offset
-        self.qk_norm = qk_norm
-        self.activation = activation
-        self.bias = bias
-        self.qkv_bias = qkv_bias
-        self.out_bias = out_bias
-        self.parallel_residual = parallel_residual
-        self.positions = positions
-        self.rotary_frequencies = rotary_frequencies
-        self.rotary_factor = rotary_factor
-        self.rotary_limit = rotary_limit
-        self.logit_softcap = logit_softcap
-        self.shared_head = shared_head
-        self.method = method
-        self.num_thoughts = num_thoughts
-        self.visibility = visibility
-        self.embed_scale = embed_scale
-        self.pause_token = pause_token
-        self.top_k_mixture = top_k_mixture
-        self.cumulative = cumulative
-        self.solver = solver
-        self.refinements = refinements
-        self.bptt_passes = bptt_passes
-        self.initializer_range = (2 / (5 * hidden_size)) ** 0.5
+    ARCHITECTURE: ClassVar[dict[str, Any]] = {
+        "vocab_size": 50304, "hidden_size": 512, "num_layers": 6, "num_heads": 8, "num_kv_heads": 8,
+        "head_size": 64, "intermediate_size": 2048, "max_positions": 2048, "norm": "layer", "norm_eps": 1e-5,
+        "norm_place": "pre", "norm_offset": 0.0, "qk_norm": "none", "activation": "gelu", "bias": True,
+        "qkv_bias": True, "out_bias": True, "parallel_residual": True, "positions": "rotary",
+        "rotary_frequencies": None, "rotary_factor": 1.0, "rotary_limit": None, "logit_softcap": None,
+        "shared_head": False, "method": "latent", "num_thoughts": 1, "visibility": "causal",
+        "embed_scale": 1.0, "pause_token": None, "top_k_mixture": None, "cumulative": False, "solver": "jacobi",
+        "refinements": 3, "bptt_passes": None,
+    }  # fmt: skip
+    """Fields and their defaults; latentpt's documentation says what they mean."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name, default in self.ARCHITECTURE.items():
+            setattr(self, name, kwargs.pop(name, default))
+        self.initializer_range = (2 / (5 * self.hidden_size)) ** 0.5
         kwargs["tie_word_embeddings"] = False  # with a shared head there is only one matrix, see logits
         super().__init__(**kwargs)
 
@@ -421,6 +364,12 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         super().gradient_checkpointing_enable(
             {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
         )
+
+    def generate(self, *inputs: Any, **options: Any) -> Any:
+        """As usual; assisted decoding wants a cache from the start, where others make theirs in the first step."""
+        if options.get("assistant_model") is not None and options.get("past_key_values") is None:
+            options["past_key_values"] = DynamicCache()
+        return super().generate(*inputs, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""

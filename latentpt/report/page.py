@@ -108,9 +108,12 @@ def changed(config: RunConfig) -> dict[str, str]:
     """Options that are not at their defaults, by dotted key."""
     found = {}
     for path, field in options(RunConfig):
-        value: Any = config
-        for name in path:
-            value = getattr(value, name)
+        section: Any = config
+        for name in path[:-1]:
+            section = None if section is None else getattr(section, name)
+        if section is None:
+            continue  # one that may be null, and is
+        value = getattr(section, path[-1])
         if field.is_required() or value != field.get_default(call_default_factory=True):
             found[".".join(path)] = _plain(value)
     return found

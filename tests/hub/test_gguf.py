@@ -85,5 +85,5 @@ def test_a_plain_export_arrives_in_gguf_to_the_digit_and_gives_the_same_logits(t
     ids = tiny_ids(2, 9)
     with torch.no_grad():
         torch.testing.assert_close(
-            there.float()(ids).logits, load_there(tmp_path / "hf")(ids).logits, atol=1e-6, rtol=0
+            there(ids).logits, load_there(tmp_path / "hf")(ids).logits, atol=1e-6, rtol=0
         )

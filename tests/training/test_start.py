@@ -11,6 +11,7 @@ from latentpt.config import ConfigError
 from latentpt.data.batches import BatchStream
 from latentpt.data.opening import open_training
 from latentpt.hub.folders import export_folder
+from latentpt.run.command import Start
 from latentpt.training.start import load_run_config, load_start
 from latentpt.training.trainer import build_model, train
 from tests.conftest import tiny_model
@@ -77,7 +78,7 @@ def test_the_first_loss_of_a_continued_pretraining_is_that_of_its_source(text, t
     assert found[1] == pytest.approx(expected, abs=2e-5)
     assert len(found) == 3 and found[3] < 2 * expected
     train(
-        load_run_config(continued(tmp_path, text, tmp_path / "hf", method)), "resume"
+        load_run_config(continued(tmp_path, text, tmp_path / "hf", method)), Start("resume")
     )  # is the same training
 
 
