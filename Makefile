@@ -1,8 +1,8 @@
-# make install | test | lint | types | check | gpu-check | demo | finetune-demo | clean-demo
+# make install | test | lint | types | check | gpu-check | gpu-study | demo | finetune-demo | clean-demo
 #
 # Variables: VENV (folder of the environment), PYTHON (interpreter it is made from), TORCH and TRITON (what pip
 # installs first; a machine with CUDA takes the same TORCH and gets the build that its package index offers),
-# WORKERS (test processes).
+# WORKERS (test processes), BUDGET (minutes of gpu-study), CORPUS (its text: *.jsonl.zst, val.jsonl.zst held out).
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -22,7 +22,7 @@ endif
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install test lint types check gpu-check demo finetune-demo clean-demo
+.PHONY: install test lint types check gpu-check gpu-study demo finetune-demo clean-demo
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -54,9 +54,31 @@ check: lint types test
 gpu-check: install
 	$(PY) kernels/bench/check.py --seconds 570
 
+# The scaling study of docs/scaling.md on one GPU: what fits into BUDGET minutes, the cheapest runs first; the next call
+# goes on. The report is written in any case, from the runs that are finished.
+COMPARE = $(PY) launch/compare.py
+BUDGET ?= 30
+CORPUS ?= ../shared/data/corpus
+STUDY = --config configs/comparisons/ladder-gpu.yaml
+
+gpu-study: install data/pile8k/train/manifest.json data/pile8k/validation/folders.json
+	$(COMPARE) plan $(STUDY)
+	$(COMPARE) run $(STUDY) --minutes $(BUDGET) || test $$? -eq 1
+	$(COMPARE) report $(STUDY)
+	mkdir -p docs/results/gpu/ladder
+	cd runs/ladder-gpu && cp report.md *.png results.json runs.csv raw.tar.xz $(CURDIR)/docs/results/gpu/ladder
+
+data/pile8k/tokenizer.json: | install
+	$(PY) -m data_prep train_tokenizer --input $(CORPUS)/00.jsonl.zst --output $@ --vocab-size 8192 --sample 6M
+
+data/pile8k/train/manifest.json: data/pile8k/tokenizer.json
+	$(PY) -m data_prep tokenize --input '$(CORPUS)/0*.jsonl.zst' --tokenizer $< --output $(@D)
+
+data/pile8k/validation/folders.json: data/pile8k/tokenizer.json
+	$(PY) -m data_prep tokenize --input $(CORPUS)/val.jsonl.zst --tokenizer $< --output $(@D) --split-by-source
+
 # From nothing to a report: a corpus every Python has, a tokenizer, shards, three arms at equal tokens, one page.
 # Interrupted, it goes on where it stopped; clean-demo starts over.
-COMPARE = $(PY) launch/compare.py
 ARMS = --config configs/comparisons/demo.yaml
 
 demo: install demo/data/train/manifest.json demo/data/validation/manifest.json

@@ -43,6 +43,8 @@ def _yaml_value(value: Any) -> str:
 
 def subsection(field: FieldInfo | None) -> type[Section] | None:
     annotation = field.annotation if field is not None else None
+    if get_origin(annotation) in (Union, UnionType):  # a section or null
+        annotation = next((member for member in get_args(annotation) if member is not NoneType), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 

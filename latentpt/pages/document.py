@@ -38,6 +38,12 @@ svg { width: 100%; max-width: 46rem; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 .bar { fill: var(--mark); } .line { fill: none; stroke: var(--mark); stroke-width: 1.5; }
 .mark { stroke: #c44; stroke-dasharray: 4 3; }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --rule: #bbb; --paper: #fff; --head: #f0f0f0; }
+  body { font-size: 10pt; margin: 0; max-width: none; padding: 0; } div.wide { overflow: visible; }
+  table { font-size: 7pt; } th, td { padding: .15rem .3rem; white-space: normal; }
+  tr, img { break-inside: avoid; } h2, h3 { break-after: avoid; } thead { display: table-header-group; }
+}
 """
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 180, 60, 24
 

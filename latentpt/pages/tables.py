@@ -19,6 +19,14 @@ def quantity(value: float) -> str:
     return f"{digits} {PREFIXES[power]}".rstrip()
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3.5 min, 2.1 h, 4.0 d."""
+    for unit, size, least in (("d", 86400, 2 * 86400), ("h", 3600, 3600), ("min", 60, 60)):
+        if seconds >= least:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns two blanks apart, the first flush left, the others flush right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]

@@ -51,7 +51,7 @@ for point in range(1, 31):
     # A step takes a little more or less; the first ones warm up, and now and then one is held up.
     took = (1 + thoughts) / 1000 * chance.uniform(0.97, 1.03)
     took *= (20 if point < 4 else 1) * (3 if point % 11 == 0 else 1)
-    shared = {"step": point, "tokens": point * tokens // 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts) / 3}
+    shared = {"step": point, "tokens": point * tokens / 10, "training_flops": point * 1e9, "seconds": point * (1.0 + thoughts) / 3}
     loss = 4.0 - 0.1 * thoughts - 0.06 * point + 0.01 * config["seed"]
     lines.append({"kind": "train", **shared, "loss": loss, "tokens_per_second": 1 / took})
     lines.append({"kind": "validation", **shared, "loss": loss})
@@ -91,7 +91,7 @@ def trainer(tmp_path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     """A stand-in for the measurement of a trained model; returns what it was asked to measure."""
-    from latentpt.compare import measure
+    from latentpt.compare.running import measure
 
     asked = []
 

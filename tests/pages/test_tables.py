@@ -3,7 +3,7 @@
 import pytest
 
 from latentpt.pages.document import table
-from latentpt.pages.tables import markdown_table, quantity, text_table
+from latentpt.pages.tables import duration, markdown_table, quantity, text_table
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,13 @@ from latentpt.pages.tables import markdown_table, quantity, text_table
 )
 def test_quantities_have_three_digits_and_a_prefix(value, text):
     assert quantity(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42.4, "42 s"), (210, "3.5 min"), (7560, "2.1 h"), (345600, "4.0 d")]
+)
+def test_durations_are_said_in_the_unit_that_fits(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_text_columns_are_aligned():

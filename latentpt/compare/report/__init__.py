@@ -1,0 +1,1 @@
+"""What the runs say: tables, pictures, verdicts, one page, and every figure as data."""

@@ -1,0 +1,1 @@
+"""Training and measuring the planned runs: continued where they were interrupted, never twice."""
