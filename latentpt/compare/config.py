@@ -65,8 +65,8 @@ class LadderConfig(Section):
     """fixed: the base's in every run; timescale: such that lr * weight_decay * steps is that of the base, so that AdamW
     averages over the same share of every training (arXiv 2405.13698)."""
     sweep: list[Positive] = []
-    """Factors on optimizer.lr that every arm tries first (smallest budget, middle size, first seed); each arm keeps its
-    best. The cost is counted. Empty: no arm is tuned."""
+    """Factors on optimizer.lr that every arm tries first (smallest budget, the middle of the sizes that the reference has
+    there, first seed); each arm keeps its best. The cost is counted. Empty: no arm is tuned."""
     points: Count = 20
     """Validation points along every training."""
     served: list[Positive] = []

@@ -225,7 +225,6 @@ def climb(
         return match(comparison, name, run, amount, {}).model_copy(update={**of, "seeds": seeds})
 
     low, high = ladder.tokens_per_parameter
-    swept = [planned(name, sizes[0], ladder.budgets[0], by) for by in ladder.sweep for name in names]
     grid = [planned(name, size, rung) for rung in ladder.budgets for size in sizes for name in names]
     kept = [arm for arm in grid if low <= arm.tokens_per_parameter <= high]
     if not kept:
@@ -233,7 +232,12 @@ def climb(
         raise ConfigError(
             f"ladder.tokens_per_parameter = {[low, high]} leaves no run; the runs have {min(found)} to {max(found)}"
         )
-    return swept + kept
+    least = ladder.budgets[0]
+    fitting = sorted(
+        {arm.size for arm in kept if arm.arm == names[0] and arm.rung == least.flops and arm.size}
+    )
+    middle = outward(fitting or ladder.sizes)[0]
+    return [planned(name, middle, least, by) for by in ladder.sweep for name in names] + kept
 
 
 def power(amount: float) -> str:
