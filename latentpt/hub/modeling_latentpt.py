@@ -544,7 +544,8 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         trace: list[Tensor] | None,
     ) -> tuple[list[Tensor], Tensor, Cells]:
         """One slot after another over all positions: inputs, streams [B, L, S, d] and the keys that are seen next."""
-        inputs, states = [tokens], list[Tensor]()
+        inputs: list[Tensor] = [tokens]
+        states: list[Tensor] = []
         for slot in range(self.config.slots):
             if slot:
                 inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], states[-1]))
