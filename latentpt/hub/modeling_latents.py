@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 class LatentReasonerForCausalLM(LatentptForCausalLM):
     """The decoder, its thoughts, and latents in the sequence."""
 
-    config_class = LatentReasonerConfig  # type: ignore[assignment]
+    config_class = LatentReasonerConfig
     supports_gradient_checkpointing = False  # it fills its cache as it goes, in training too
 
     def __init__(self, config: LatentReasonerConfig) -> None:
