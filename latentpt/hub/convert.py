@@ -28,7 +28,7 @@ _OURS = "latentpt"
 # transformers 5 holds GPT-NeoX's head under another name in memory than in files.
 _IN_MEMORY = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 # Keys that transformers 4 writes for every architecture, with the values under which a decoder is no other thing.
-_NOTHING_ELSE = {
+_NOTHING_ELSE: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (None,),

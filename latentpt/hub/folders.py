@@ -358,7 +358,7 @@ def _write_tokenizer(
     or an empty text.
     """
     given = {**dict.fromkeys(SPECIAL, tokenizer.eod_id), **(given or {})}
-    adds = {key: given[key] for key in ("add_bos_token", "add_eos_token") if key in given}
+    adds: dict[str, Any] = {key: given[key] for key in ("add_bos_token", "add_eos_token") if key in given}
     if tokenizer.path.suffix == ".json":
         shutil.copyfile(tokenizer.path, folder / "tokenizer.json")
         name = _named_by(tokenizers.Tokenizer.from_file(str(tokenizer.path)))

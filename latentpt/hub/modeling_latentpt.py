@@ -115,14 +115,14 @@ def make_norm(config: LatentptConfig) -> nn.Module:
     return RMSNorm(config.hidden_size, config)
 
 
-def make_head_norm(config: LatentptConfig, heads: int) -> nn.Module | None:
+def make_head_norm(config: LatentptConfig, heads: int) -> RMSNorm | None:
     """The norm of queries or keys, of each head or of all together, or None."""
     if config.qk_norm == "none":
         return None
     return RMSNorm(config.head_size * (1 if config.qk_norm == "head" else heads), config)
 
 
-def normalize_heads(x: Tensor, norm: nn.Module | None) -> Tensor:
+def normalize_heads(x: Tensor, norm: RMSNorm | None) -> Tensor:
     """x [.., H, D] under the norm that `make_head_norm` gave."""
     if norm is None:
         return x
@@ -187,8 +187,8 @@ class Attention(nn.Module):
         mine = range(first, first + x.shape[2])
         fresh = {}
         for n, slot in enumerate(mine):
-            own = (part[:, :, n].transpose(1, 2) for part in (k, v))
-            fresh[slot] = cache.update(*own, self.layer * slots + slot)
+            own_k, own_v = (part[:, :, n].transpose(1, 2) for part in (k, v))
+            fresh[slot] = cache.update(own_k, own_v, self.layer * slots + slot)
         seen = fresh[first][0].shape[2] - x.shape[1]  # positions before these
         out = []
         for n, slot in enumerate(mine):
@@ -431,6 +431,7 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids = position_ids.expand(rows, -1)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        traces: list[Any]
         if parallel:
             traces = [[] if output_hidden_states else None]
             x = self.think_in_parallel(input_ids, embeds, position_ids, padding, traces[0])
@@ -543,7 +544,8 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         trace: list[Tensor] | None,
     ) -> tuple[list[Tensor], Tensor, Cells]:
         """One slot after another over all positions: inputs, streams [B, L, S, d] and the keys that are seen next."""
-        inputs, states = [tokens], []
+        inputs: list[Tensor] = [tokens]
+        states: list[Tensor] = []
         for slot in range(self.config.slots):
             if slot:
                 inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], states[-1]))

@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 class LatentReasonerForCausalLM(LatentptForCausalLM):
     """The decoder, its thoughts, and latents in the sequence."""
 
-    config_class = LatentReasonerConfig  # type: ignore[assignment]
+    config_class = LatentReasonerConfig
     supports_gradient_checkpointing = False  # it fills its cache as it goes, in training too
 
     def __init__(self, config: LatentReasonerConfig) -> None:
@@ -107,7 +107,7 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
             out.logits[:, -1] = self.decide(out.logits[:, -1], out.past_key_values.latents_in_a_row)
         return out
 
-    def think(  # type: ignore[override]
+    def think(
         self,
         ids: Tensor | None,
         embeds: Tensor,
@@ -125,7 +125,7 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
         for start, end in itertools.pairwise(cuts):
             if start < end:
                 part = slice(start, end)
-                own = None if trace is None else []
+                own: list[Tensor] | None = None if trace is None else []
                 pieces.append(
                     self.stretch(ids[:, part], embeds[:, part], positions[:, part], padding, cache, own)
                 )
