@@ -212,6 +212,8 @@ def bracket(found: Interval | None, spec: str = ".3f") -> str:
     if found is None:
         return "-"
     value, low, high = (format(x, spec) if np.isfinite(x) else "inf" for x in found)
+    if np.isnan(found.low):
+        return value
     return f"{value} [{low}, {high}]"
 
 
@@ -250,11 +252,9 @@ def optima_table(study: Study) -> tuple[list[str], list[list[str]]]:
     """A line for each arm and budget: best size and its loss."""
 
     def size(found: Interval | None) -> str:
-        return (
-            "-"
-            if found is None
-            else f"{quantity(found.value)} [{quantity(found.low)}, {quantity(found.high)}]"
-        )
+        if found is None or np.isnan(found.low):
+            return "-" if found is None else quantity(found.value)
+        return f"{quantity(found.value)} [{quantity(found.low)}, {quantity(found.high)}]"
 
     header = ["arm", "budget, FLOPs", "size, parabola", "size, law", "loss, parabola", "loss, law"]
     return header, [

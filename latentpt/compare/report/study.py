@@ -21,6 +21,7 @@ from latentpt.compare.fits.projection import project
 from latentpt.compare.planning.plan import PlannedArm
 from latentpt.compare.report.results import Results, RunResult
 
+NEAR = 2.0  # a parabola whose lowest point lies further than this outside the measured sizes has none
 SEED = 0  # of the bootstrap: the same runs give the same page
 
 
@@ -199,11 +200,17 @@ def curve(arm: ArmStudy, flops: float, fit: Fit | None, losses: Floats | None) -
     parameters, _, loss = columns(arm.runs)
     found = parabola(parameters[here], loss[None, here]) if here.any() else None
     size = height = None
-    if found is not None and np.isfinite(found.parameters[0]):
-        drawn = found if losses is None else parabola(parameters[here], losses[:, here])
-        assert drawn is not None
-        size = interval(float(found.parameters[0]), drawn.parameters)
-        height = interval(float(found.loss[0]), drawn.loss)
+    if (
+        found is not None
+        and parameters[here].min() / NEAR < found.parameters[0] < NEAR * parameters[here].max()
+    ):
+        drawn = None if losses is None else parabola(parameters[here], losses[:, here])
+        size = (
+            alone(found.parameters)
+            if drawn is None
+            else interval(float(found.parameters[0]), drawn.parameters)
+        )
+        height = alone(found.loss) if drawn is None else interval(float(found.loss[0]), drawn.loss)
     if fit is None or arm.draws is None or not here.any():
         return Optimum(flops, size, height, None, None)
     one, many = frontier(fit.theta[None], arm.costs, flops), frontier(arm.draws, arm.costs, flops)
@@ -214,6 +221,11 @@ def curve(arm: ArmStudy, flops: float, fit: Fit | None, losses: Floats | None) -
         interval(float(one.parameters[0]), many.parameters),
         interval(float(one.loss[0]), many.loss),
     )
+
+
+def alone(value: Floats) -> Interval:
+    """A value [1] whose interval is not known."""
+    return Interval(float(value[0]), np.nan, np.nan)
 
 
 def slope_of_optima(arm: ArmStudy, losses: Floats, budgets: Sequence[float]) -> Interval | None:
