@@ -214,3 +214,12 @@ def test_fills_that_mean_nothing_are_refused(options, message):
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="between -2 and -1"):
         latent_forward(tiny_model(), torch.tensor([[1, LATENT]]), Fill("hidden", LATENT, layer=-7))
+
+
+def test_only_padding_before_a_position_has_to_be_hidden():
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    plain = lay_out(ids, 9, mask)
+    assert plain.padded and not plain.holes
+    latents = lay_out(torch.tensor([[1, 2, 9, 4], [1, 9, 3, 4]]), 9)
+    assert latents.padded and latents.holes
