@@ -310,15 +310,20 @@ class Thoughts(nn.Module):
             raise ValueError("a model with a table for every latent slot needs input_ids, not inputs_embeds")
         return self.tables[slot - 1](ids)
 
-    def fed_back(self, decoder: Decoder, embeds: Tensor, rows: Tensor, inputs: Tensor, x: Tensor) -> Tensor:
-        """Input [B, L, d] of a latent slot from the slot before it, which read `inputs` and came to x, before the norm.
+    def state(self, decoder: Decoder, x: Tensor) -> Tensor:
+        """What of a slot's stream x is fed back."""
+        return x if self.config.method == "loop" else decoder.norm(x)
+
+    def fed_back(
+        self, decoder: Decoder, embeds: Tensor, rows: Tensor, inputs: Tensor, state: Tensor
+    ) -> Tensor:
+        """Input [B, L, d] of a latent slot from the slot before it, which read `inputs` and came to `state`.
 
         embeds are the inputs of the token slots, rows the learned positions (or 0), both scaled.
         """
         method, scale = self.config.method, self.config.embed_scale
         if method == "loop":
-            return x
-        state = decoder.norm(x)
+            return state
         if method == "latent":
             return state + rows
         if method == "latent_mixture":
@@ -494,7 +499,7 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         for slot in range(1, config.slots):
             if isinstance(cache, Cells):
                 where = (positions, padding, cache := cache.after(), trace)
-            u = self.method.fed_back(self.decoder, embeds, rows, u, x)
+            u = self.method.fed_back(self.decoder, embeds, rows, u, self.method.state(self.decoder, x))
             x = self.trunk(u[:, :, None], slot, *where)[:, :, 0]
         return x
 
@@ -520,7 +525,7 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         sweeps = [*growing, *[config.slots] * (config.refinements + 1)]
         first = 0 if config.bptt_passes is None else len(sweeps) - config.bptt_passes
         tokens, rows = self.slot_inputs(embeds, positions)
-        cells, inputs, x = Cells(), [tokens], embeds[:, :, None]
+        cells, inputs, x, states = Cells(), [tokens], embeds[:, :, None], embeds[:, :, None]
         for index, slots in enumerate(sweeps):
             with nullcontext() if index >= first else torch.no_grad():
                 if not jacobi:
@@ -529,9 +534,13 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
                 before = enumerate(inputs[: slots - 1])
                 inputs = [
                     tokens,
-                    *(self.method.fed_back(self.decoder, tokens, rows, u, x[:, :, s]) for s, u in before),
+                    *(
+                        self.method.fed_back(self.decoder, tokens, rows, u, states[:, :, s])
+                        for s, u in before
+                    ),
                 ]
                 x = self.trunk(torch.stack(inputs, dim=2), 0, positions, padding, Cells(), trace)
+                states = self.method.state(self.decoder, x)  # here: a sweep without gradient leaves none
         return x[:, :, -1]
 
     def sweep_by_slot(
@@ -548,7 +557,8 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         states: list[Tensor] = []
         for slot in range(self.config.slots):
             if slot:
-                inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], states[-1]))
+                state = self.method.state(self.decoder, states[-1])
+                inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], state))
             states.append(self.trunk(inputs[-1][:, :, None], slot, positions, padding, cells, trace)[:, :, 0])
             cells = cells.after()
         return inputs, torch.stack(states, dim=2), cells

@@ -10,13 +10,12 @@ import torch
 import transformers
 
 from latentpt.data.tokenizer import load_tokenizer
-from latentpt.hub.folders import export_folder, load_folder, special_ids, unrolled
-from latentpt.thoughts.registry import METHODS
+from latentpt.hub.folders import EXPORTED, export_folder, load_folder, special_ids, unrolled
 from tests.conftest import tiny_ids, tiny_model
 from tests.folders import launch, shared, write_run, write_tokenizer
 from tests.hub.test_exports import exact, load_there, modules  # noqa: F401
 
-THINKING = [name for name in METHODS if name != "vanilla"]
+THINKING = EXPORTED
 SOLVERS = {
     "jacobi": {"solver": "jacobi", "refinements": 2},
     "truncated": {"solver": "jacobi", "refinements": 2, "bptt_passes": 2},

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from latentpt.config import ConfigError
 from latentpt.hub import from_hf, to_hf
 from latentpt.hub.convert import read_configs
-from latentpt.hub.folders import export_folder, load_folder
+from latentpt.hub.folders import EXPORTED, export_folder, load_folder
 from latentpt.hub.layouts import MODEL_TYPES
 from latentpt.hub.llamas import LAYOUTS as LLAMAS
-from latentpt.thoughts.registry import METHODS
 from tests.conftest import tiny_ids, tiny_model
 
 LONGEST = 16  # positions of the models here; texts are longer
@@ -196,7 +195,7 @@ def test_names_without_the_prefix_of_the_trunk_are_read(prefix, kind, fields):
 
 @given(
     st.sampled_from(list(MODEL_TYPES)),
-    st.sampled_from(list(METHODS)),
+    st.sampled_from(["vanilla", *EXPORTED]),
     st.integers(1, 3),
     st.booleans(),
     st.data(),
