@@ -23,7 +23,7 @@ from latentpt.thoughts.state import Cache
 def why_not_static(model: LanguageModel) -> str | None:
     """Why the model's step cannot be one that serves every position; None if it can."""
     traits = model.method.traits()
-    if traits.mixes:
+    if traits.mixes or traits.weighed:
         return "tokens think different numbers of slots"
     for layer in range(traits.layers):
         for slot in traits.grid(layer):

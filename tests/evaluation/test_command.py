@@ -90,7 +90,7 @@ def test_what_was_measured_is_not_measured_again(run, monkeypatch, capsys):
     def never(*_, **__):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(held_out, "sample_losses", never)
+    monkeypatch.setattr(held_out, "sample_figures", never)
     assert launch("eval", monkeypatch, *common) == 0
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="measured twice"):
@@ -149,7 +149,7 @@ def test_results_stay_beside_what_is_asked_later(run, monkeypatch, capsys):
     assert {one.step for one in kept} == {7} and kept[0].figures.items == 12
     table = (folder / "evaluation" / "table.txt").read_text()
     assert table.count(" loss ") == 4 and "length 16, samples 3" in table
-    assert capsys.readouterr().out.count("validation (exact)") == 4  # only what was asked now is printed
+    assert capsys.readouterr().out.count("validation (exact)") == 5  # only what was asked now is printed
 
 
 def test_of_one_question_the_later_answer_stands_and_other_weights_have_their_own(tmp_path):

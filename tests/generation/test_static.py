@@ -40,6 +40,9 @@ def states(model, ids, read, static, monkeypatch, setting):
 
 @pytest.mark.parametrize("read, setting", [(0, "torch"), (3, "reference")])
 def test_the_static_step_equals_the_step_that_slices(model, read, setting, monkeypatch):
+    if why_not_static(model) is not None:
+        assert model.method.halting is not None  # the next test has those
+        return
     ids = tiny_ids(2, 7)
     expected = states(model, ids, read, False, monkeypatch, "")
     found = states(model, ids, read, True, monkeypatch, setting)
@@ -82,6 +85,11 @@ def test_a_recorded_step_writes_the_texts_of_the_present_path(model, sampling, m
     monkeypatch.setenv("LATENTPT_KERNELS", "torch")
     monkeypatch.setattr(decode, "Captured", Recorded)
     monkeypatch.setattr(Recorded, "made", ())
+    if why_not_static(model) is not None:
+        with pytest.warns(UserWarning, match="not recorded .* tokens think different numbers of slots"):
+            assert generate(model, prompts, 6, sampling) == expected
+        assert not Recorded.made
+        return
     assert generate(model, prompts, 6, sampling) == expected
     (recorded,) = Recorded.made
     assert recorded.replays >= 5

@@ -137,7 +137,7 @@ def test_confidence_lets_any_latent_model_stop_and_the_last_thought_predict(fami
 
 
 def test_what_cannot_stop_says_so():
-    for method, thoughts in (("vanilla", 0), ("pause", 1), ("latent", 0), ("loop", 1)):
+    for method, thoughts in (("vanilla", 0), ("pause", 1), ("loop", 1)):
         with pytest.raises(
             ConfigError, match=f"thoughts.method = {method} has no thoughts that a token could leave"
         ):
