@@ -41,6 +41,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, trained_rows: list[int], seed
 
         heads = property(lambda self: self.base_layer.heads)
         kv_heads = property(lambda self: self.base_layer.kv_heads)
+        width = property(lambda self: self.base_layer.width)
 
         def forward(self, x: Tensor, read: slice | None) -> tuple[Tensor, ...]:
             """As QKV.forward."""

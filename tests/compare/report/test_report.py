@@ -36,11 +36,11 @@ def test_a_row_holds_mean_and_spread_over_seeds(results):
     latent = results(seeds=[0, 1]).arms[1]
     cells = row(latent)
     assert cells[0] == "latent"
-    assert cells[5] == "30.0 G"  # counted by the training
-    assert cells[6] == "20 ± 0"
-    assert cells[9] == f"1.9100 ± {0.02 / 2**0.5:.4f}"
-    assert cells[10] == "0.0100"
-    assert cells[11].startswith("+0.0010")
+    assert cells[6] == "30.0 G"  # counted by the training
+    assert cells[7] == "20 ± 0"
+    assert cells[10] == f"1.9100 ± {0.02 / 2**0.5:.4f}"
+    assert cells[11] == "0.0100"
+    assert cells[12].startswith("+0.0010")
 
 
 def test_a_single_seed_gets_no_verdict(results):
