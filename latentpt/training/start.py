@@ -1,18 +1,20 @@
-"""A training that starts from weights of another model: of a run, or of what somebody published."""
+"""A training that starts from weights of another model: of a run, or of what somebody published.
+
+What needs torch is imported where it is needed: a configuration without such weights is read in no time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from latentpt.config import ConfigError, build, differences, read_config
-from latentpt.hub.folders import folder_config, load_folder
 from latentpt.modeling.config import ModelConfig
-from latentpt.run import RunConfig, RunFolder, checkpoints
-from latentpt.thoughts.model import LanguageModel
+from latentpt.run import RunConfig, RunFolder
+
+if TYPE_CHECKING:
+    from latentpt.thoughts.model import LanguageModel
 
 
 def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -25,6 +27,8 @@ def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
     training, thoughts = values.get("training"), values.setdefault("thoughts", {})
     start = training.get("start_from") if isinstance(training, dict) else None
     if isinstance(start, str) and is_published(Path(start)):
+        from latentpt.hub.folders import folder_config
+
         size, scale = folder_config(start)
         _check_same(start, values.get("model"), size)
         values["model"] = size.model_dump(mode="json")
@@ -62,6 +66,11 @@ def load_start(config: RunConfig, model: LanguageModel) -> None:
     Parameters of the method keep their first values if the source thinks otherwise. Raises ConfigError or
     CheckpointError for weights that are not there, damaged, or of another model.
     """
+    import torch
+
+    from latentpt.hub.folders import load_folder
+    from latentpt.run import checkpoints
+
     start = Path(config.training.start_from)
     if not is_published(start):
         checkpoints.load_weights(checkpoints.find(RunFolder(start).checkpoints), model, may_lack="method.")
