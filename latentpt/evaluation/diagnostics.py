@@ -10,7 +10,8 @@ attention     share of the predicting slot's attention that goes to latent slots
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,11 @@ from torch import Tensor
 
 from latentpt.data.batches import TokenDataset, validation_batches
 from latentpt.evaluation.results import Figures
-from latentpt.evaluation.scoring import sample_losses
 from latentpt.intervals import Mean, ratio_of
 from latentpt.seeding import stream
 from latentpt.thoughts.documents import document_ids
 from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.measure import hidden_states
+from latentpt.thoughts.measure import prediction, sample_sums
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.state import Before
@@ -185,7 +185,7 @@ def diagnose_batches(
     return Diagnostics(
         length=inputs.shape[1],
         looked_at=len(inputs),
-        loss=ratio_of(*losses.plain.tolist()),
+        loss=ratio_of(losses.plain.tolist(), losses.counts.tolist()),
         exact=losses.changed(exact=True),
         fewer=fewer,
         replaced=_replaced(losses, batches, carries) if thoughts or carries else {},
@@ -205,23 +205,22 @@ class _Losses:
 
     def __init__(self, model: LanguageModel, batches: Sequence[Tensor], end_token: int | None) -> None:
         self.model, self.batches, self.end_token = model, batches, end_token
-        self.plain = torch.cat([sample_losses(model, batch, end_token=end_token) for batch in batches], dim=1)
-        """Nats and targets, float64 [2, samples]."""
+        self.plain, self.counts = self._measured(batches)
+
+    def _measured(self, batches: Iterable[Tensor], **options: Any) -> tuple[Tensor, Tensor]:
+        """Nats and number of targets of every sample, float64 on the CPU."""
+        found = [sample_sums(self.model, batch, end_token=self.end_token, **options) for batch in batches]
+        nats, tokens = (
+            torch.cat(parts).cpu() for parts in ([s.nats for s in found], [s.tokens for s in found])
+        )
+        return nats, tokens
 
     def changed(self, least_rows: int = 1, **options: Any) -> Changes:
         """What options of the forward do to the loss, in the batches that have so many rows."""
         kept = [len(batch) >= least_rows for batch in self.batches]
-        found = torch.cat(
-            [
-                sample_losses(self.model, batch, end_token=self.end_token, **options)
-                for batch, used in zip(self.batches, kept, strict=True)
-                if used
-            ],
-            dim=1,
-        )
+        nats, counts = self._measured(itertools.compress(self.batches, kept), **options)
         rows = torch.tensor(kept).repeat_interleave(torch.tensor([len(batch) for batch in self.batches]))
-        nats, counts = found
-        cost = ratio_of((nats - self.plain[0, rows]).tolist(), counts.tolist())
+        cost = ratio_of((nats - self.plain[rows]).tolist(), counts.tolist())
         return Changes(float(nats.sum() / counts.sum()), cost)
 
 
@@ -270,8 +269,10 @@ def _replaced(losses: _Losses, batches: Sequence[Tensor], carries: bool) -> dict
 
 
 def _residual(model: LanguageModel, ids: Tensor, end_token: int | None) -> list[float]:
-    exact = hidden_states(model, ids, exact=True, end_token=end_token)
-    difference = (hidden_states(model, ids, end_token=end_token) - exact).norm(dim=-1) / exact.norm(dim=-1)
+    exact = prediction(model, ids, exact=True, end_token=end_token).hidden
+    difference = (prediction(model, ids, end_token=end_token).hidden - exact).norm(dim=-1) / exact.norm(
+        dim=-1
+    )
     return difference.mean(dim=0).tolist()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,8 +16,9 @@ from latentpt.data.errors import DataError
 from latentpt.data.manifest import read_manifest
 from latentpt.evaluation.answers import Answers
 from latentpt.evaluation.results import Figures
-from latentpt.evaluation.scoring import Forward, sample_figures
+from latentpt.evaluation.scoring import Forward
 from latentpt.intervals import Mean, ratio_of
+from latentpt.thoughts.measure import sample_sums
 from latentpt.thoughts.model import LanguageModel
 
 
@@ -77,7 +79,8 @@ def held_out_loss(
             "samples and thoughts", str(source), length, forward, end, number, _fingerprint(batch)
         )
         if key not in answers:
-            answers.add([(key, sample_figures(model, batch, forward == "exact", end).tolist())])
+            sums = sample_sums(model, batch, forward == "exact", end)
+            answers.add([(key, torch.stack([sums.nats, sums.tokens, sums.thoughts]).tolist())])
         found, counts, thought = answers[key]
         nats, tokens, thoughts = nats + found, tokens + counts, thoughts + thought
         progress.update(len(batch))

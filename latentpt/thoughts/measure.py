@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentpt.modeling.loss import IGNORE
@@ -33,6 +34,24 @@ class Sums(NamedTuple):
         return sum(self.reached[1:]) / max(self.tokens, 1)
 
 
+class Samples(NamedTuple):
+    """The same of every sample of a batch, float64 on the model's device. Tokens of one text are no independent draws."""
+
+    nats: Tensor
+    """[b]."""
+    tokens: Tensor
+    """[b]."""
+    reached: Tensor
+    """[b, S]."""
+    weights: Tensor
+    """[b, S]."""
+
+    @property
+    def thoughts(self) -> Tensor:
+        """Thoughts that the predictions of all targets took, [b]."""
+        return self.reached[:, 1:].sum(1)
+
+
 @torch.no_grad()
 def validation_loss(
     model: LanguageModel, batches: Iterable[Tensor], exact: bool = False, end_token: int | None = None
@@ -55,38 +74,43 @@ def summed_loss(
     watch: Watch | None = None,
 ) -> Sums:
     """Nats and thoughts summed over targets. `schedule` replaces the training forward's own, `watch` looks on."""
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    thought = torch.zeros(2, model.method.slots, dtype=torch.float64, device=device)
-    count = 0
-    training = model.training
-    model.eval()
+    slots, device = model.method.slots, next(model.parameters()).device
+    totals = [torch.zeros(size, dtype=torch.float64, device=device) for size in ((), (), (slots,), (slots,))]
     for batch in batches:
-        ids, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
-        found = prediction(model, ids, exact, end_token, schedule, watch)
-        total += model.decoder.head(found.hidden, targets)
-        count += int((batch[:, 1:] != IGNORE).sum())
-        if found.slot_weights is not None:
-            weights = found.slot_weights[targets != IGNORE].double()
-            thought[:, : weights.shape[1]] += torch.stack([(weights > 0).sum(0), weights.sum(0)])
-    model.train(training)
-    if model.method.halting is None:
-        thought += count
-    reached, weighed = thought.tolist()
-    return Sums(total.item(), count, tuple(reached), tuple(weighed))
+        found = sample_sums(model, batch, exact, end_token, schedule, watch)
+        totals = [total + part.sum(0) for total, part in zip(totals, found, strict=True)]
+    nats, tokens, reached, weights = totals
+    return Sums(nats.item(), int(tokens), tuple(reached.tolist()), tuple(weights.tolist()))
 
 
 @torch.no_grad()
-def hidden_states(
+def sample_sums(
     model: LanguageModel,
-    ids: Tensor,
+    batch: Tensor,
     exact: bool = False,
     end_token: int | None = None,
     schedule: Schedule | None = None,
     watch: Watch | None = None,
-) -> Tensor:
-    """The states [B, L, d] that predict after ids [B, L], see `summed_loss`."""
-    return prediction(model, ids, exact, end_token, schedule, watch).hidden
+) -> Samples:
+    """What `summed_loss` sums of every sample of int64 [b, L + 1]."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    ids, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
+    found = prediction(model, ids, exact, end_token, schedule, watch)
+    _, nats = model.decoder.head(found.hidden, targets, by_row=True)
+    model.train(training)
+    counted = (targets != IGNORE)[..., None]
+    if found.slot_weights is None:
+        weights = counted.double().expand(*targets.shape, model.method.slots)
+    else:
+        unused = model.method.slots - found.slot_weights.shape[-1]
+        weights = F.pad(found.slot_weights.double(), (0, unused)) * counted
+    return Samples(
+        nats.view(targets.shape).double().sum(1),
+        counted.sum((1, 2)).double(),
+        (weights > 0).sum(1).double(),
+        weights.sum(1),
+    )
 
 
 @torch.no_grad()

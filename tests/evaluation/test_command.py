@@ -90,7 +90,7 @@ def test_what_was_measured_is_not_measured_again(run, monkeypatch, capsys):
     def never(*_, **__):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(held_out, "sample_figures", never)
+    monkeypatch.setattr(held_out, "sample_sums", never)
     assert launch("eval", monkeypatch, *common) == 0
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="measured twice"):

@@ -8,9 +8,8 @@ import torch
 
 from latentpt.evaluation.diagnostics import Changed, Changes, diagnose_batches, verdict
 from latentpt.evaluation.page import diagnostics_page
-from latentpt.evaluation.scoring import sample_losses
 from latentpt.intervals import Mean
-from latentpt.thoughts.measure import summed_loss, validation_loss
+from latentpt.thoughts.measure import sample_sums, summed_loss, validation_loss
 from latentpt.thoughts.schedule import one_pass
 from tests.conftest import tiny_ids, tiny_model
 
@@ -82,7 +81,7 @@ def test_costs_are_paired_sample_by_sample_and_their_errors_follow_from_the_samp
     samples = [sample for batch in BATCHES for sample in batch]
     plain = [validation_loss(model, [sample[None]]) for sample in samples]
     fewer = [
-        sample_losses(model, sample[None], schedule=model.method.schedule(slots=1))[0].item() / 8
+        sample_sums(model, sample[None], schedule=model.method.schedule(slots=1)).nats.item() / 8
         for sample in samples
     ]
     differences = np.subtract(fewer, plain)
