@@ -121,6 +121,7 @@ def test_the_loss_of_accumulated_batches_is_over_all_their_labels(tmp_path):
     ids = tiny_ids(2, 6)
     mean = there(ids, labels=ids).loss
     torch.testing.assert_close(there(ids, labels=ids, num_items_in_batch=20).loss, mean / 2)
+    torch.testing.assert_close(there(ids, labels=ids, logits_to_keep=1).loss, mean)
 
 
 @pytest.mark.parametrize(
