@@ -44,10 +44,10 @@ def evaluate(
 ) -> str:
     """Measure what the arguments ask for; returns the table. Raises ConfigError or DataError for what cannot be done."""
     evaluation = _Evaluation(model, folder, arguments)
-    evaluation.check(sources)
+    evaluation.check(sources, writer)
     asked = [
         *evaluation.held_out(sources),
-        *evaluation.tasks(writer),
+        *(() if writer is None else evaluation.tasks(writer)),
         *(evaluation.diagnostics(*next(iter(sources.items()))) if arguments.diagnostics else ()),
     ]
     keep_results(folder, asked)
@@ -71,7 +71,7 @@ class _Evaluation:
         self.words: list[str] = []
         """What is said above the table."""
 
-    def check(self, sources: Mapping[str, str]) -> None:
+    def check(self, sources: Mapping[str, str], writer: Writer | None) -> None:
         """Raise ConfigError, before anything is measured, for what cannot be."""
         asked, limit = self.asked, self.model.config.max_positions
         require_at_least(asked, batch_size=1, samples=1, length=1, limit=1, fewshot=0)
@@ -79,6 +79,8 @@ class _Evaluation:
             raise ConfigError(f"--length {self.length} exceeds the model's table of {limit} positions")
         if self.task_names and find_spec("lm_eval") is None:
             raise ConfigError("--tasks needs lm-eval-harness; pip install -c constraints.txt -e '.[eval]'")
+        if self.task_names and writer is None:
+            raise ConfigError("tasks need a tokenizer; name one with --tokenizer")
         if asked.diagnostics and not sources:
             raise ConfigError("--diagnostics needs held-out data; name a shard folder with --data")
         if not sources and not self.task_names:
@@ -109,12 +111,10 @@ class _Evaluation:
                     samples=asked.samples, mask_documents=asked.mask_documents,
                 )  # fmt: skip
 
-    def tasks(self, writer: Writer | None) -> Iterator[Measurement]:
+    def tasks(self, writer: Writer) -> Iterator[Measurement]:
         """Tasks of the harness."""
         if not self.task_names:
             return
-        if writer is None:
-            raise ConfigError("tasks need a tokenizer; name one with --tokenizer")
         asked, forward = self.asked, self.forwards[0]
         with tqdm(desc="tasks", unit="request", leave=False, disable=None) as progress:
             adapter = make_adapter(writer, asked.batch_size, forward, self.answers, progress.update)

@@ -97,8 +97,8 @@ def table(measurements: Iterable[Measurement]) -> str:
 
 
 def number(value: float) -> str:
-    """A figure with four digits behind the point; counts in full."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:.4f}"
+    """A figure with four digits behind the point; counts in full. A diverged model's may be nan or inf."""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 100 else f"{value:.4f}"
 
 
 def said(settings: Mapping[str, Any]) -> str:

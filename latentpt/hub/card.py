@@ -28,12 +28,12 @@ def model_card(name: str, model: LanguageModel, loader: str, figures: Mapping[st
     words |= {"slots": "slot" if n == 1 else "slots", "times": "time" if n == 1 else "times"}
     thinking = _THINKING[model.thoughts.method if n else "vanilla"].format(**words)
     own = loader == "LatentptForCausalLM"
-    trust, reader = (", trust_remote_code=True", "PreTrainedTokenizerFast") if own else ("", "AutoTokenizer")
+    trust, distrust = (", trust_remote_code=True", ", trust_remote_code=False") if own else ("", "")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     note = (
         "\nThe folder brings its own modeling file, which needs only torch and transformers (4.57 or later); read it "
-        "before you trust it.\nLogits and generation follow the exact recurrence, one latent after another; in training "
-        "mode all positions are\nthought together.\n"
+        "before you trust it.\nThe tokenizer is of a stock class and runs no code of the folder. Logits and generation follow "
+        "the exact\nrecurrence, one latent after another; in training mode all positions are thought together.\n"
         if own
         else ""
     )
@@ -50,10 +50,10 @@ A language model of {parameters:,} parameters in the {size.family} family ({size
 {size.hidden_size}), trained with latentpt. {thinking}
 
 ```python
-from transformers import AutoModelForCausalLM, {reader}
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{name}"
-tokenizer = {reader}.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{distrust})
 model = AutoModelForCausalLM.from_pretrained(folder{trust})
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))

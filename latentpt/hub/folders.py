@@ -229,10 +229,8 @@ def loading_class(model: LanguageModel) -> str:
         check_expressible(model.config)
     except ConfigError:
         return _OWN_CLASS
-    architecture: str = LAYOUTS[MODEL_TYPES[model.config.family]].write_config(model.config)["architectures"][
-        0
-    ]
-    return architecture
+    written = LAYOUTS[MODEL_TYPES[model.config.family]].write_config(model.config)
+    return str(written["architectures"][0])
 
 
 def _stock(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -337,9 +335,8 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """One file, with the mode that new files get here; safetensors would give its own, for the owner alone."""
     path.touch()
     mode = path.stat().st_mode
-    own: dict[
-        int, str
-    ] = {}  # a file holds what is shared, as the blocks of an unrolled loop, once for every name
+    # A file holds what is shared, as the blocks of an unrolled loop, once for every name.
+    own: dict[int, str] = {}
     tensors = {
         name: tensor if own.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
         for name, tensor in tensors.items()

@@ -452,15 +452,17 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             x = torch.cat(pieces, dim=1)
         hidden = self.decoder.norm(x)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.decoder.logits(hidden[:, kept])
         loss = None
         if labels is not None:
-            shifted = self.decoder.logits(hidden[:, :-1]).float().flatten(0, 1)
+            all_kept = isinstance(logits_to_keep, int) and logits_to_keep == 0
+            whole = logits if all_kept else self.decoder.logits(hidden)
+            shifted = whole[:, :-1].float().flatten(0, 1)
             loss = F.cross_entropy(
                 shifted, labels[:, 1:].flatten(), reduction="mean" if num_items_in_batch is None else "sum"
             )
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.decoder.logits(hidden[:, kept])
         cache = None if use_cache is False or parallel else cache
         states = None
         if output_hidden_states:
@@ -486,22 +488,15 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         trace: list[Tensor] | None = None,
     ) -> Tensor:
         """The residual stream [B, L, d] after the last slot, slot after slot; `trace` gets its hidden states."""
-        config, where = self.config, (positions, padding, cache, trace)
+        config = self.config
         embeds, rows = self.slot_inputs(token_rows := embeds, positions)
         if config.method not in FEEDBACK:  # all slots are known beforehand
             latents = (
                 self.method.given(self.decoder, slot, ids, token_rows) for slot in range(1, config.slots)
             )
             inputs = [embeds, *(latent * config.embed_scale + rows for latent in latents)]
-            return self.trunk(torch.stack(inputs, dim=2), 0, *where)[:, :, -1]
-        u = embeds
-        x = self.trunk(u[:, :, None], 0, *where)[:, :, 0]
-        for slot in range(1, config.slots):
-            if isinstance(cache, Cells):
-                where = (positions, padding, cache := cache.after(), trace)
-            u = self.method.fed_back(self.decoder, embeds, rows, u, self.method.state(self.decoder, x))
-            x = self.trunk(u[:, :, None], slot, *where)[:, :, 0]
-        return x
+            return self.trunk(torch.stack(inputs, dim=2), 0, positions, padding, cache, trace)[:, :, -1]
+        return self.sweep_by_slot(embeds, rows, positions, padding, cache, trace)[0][:, :, 0]
 
     def think_in_parallel(
         self,
@@ -529,7 +524,7 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         for index, slots in enumerate(sweeps):
             with nullcontext() if index >= first else torch.no_grad():
                 if not jacobi:
-                    inputs, x, cells = self.sweep_by_slot(tokens, rows, positions, padding, cells, trace)
+                    x, cells = self.sweep_by_slot(tokens, rows, positions, padding, cells, trace)
                     continue
                 before = enumerate(inputs[: slots - 1])
                 inputs = [
@@ -549,19 +544,19 @@ class LatentptForCausalLM(PreTrainedModel, GenerationMixin):
         rows: Tensor,
         positions: Tensor,
         padding: Tensor | None,
-        cells: Cells,
+        cache: DynamicCache | Cells,
         trace: list[Tensor] | None,
-    ) -> tuple[list[Tensor], Tensor, Cells]:
-        """One slot after another over all positions: inputs, streams [B, L, S, d] and the keys that are seen next."""
-        inputs: list[Tensor] = [tokens]
-        states: list[Tensor] = []
+    ) -> tuple[Tensor, Any]:
+        """One slot after another over all positions: the last one's stream [B, L, 1, d] and what the next sweep sees."""
+        u, x = tokens, tokens[:, :, None]
         for slot in range(self.config.slots):
             if slot:
-                state = self.method.state(self.decoder, states[-1])
-                inputs.append(self.method.fed_back(self.decoder, tokens, rows, inputs[-1], state))
-            states.append(self.trunk(inputs[-1][:, :, None], slot, positions, padding, cells, trace)[:, :, 0])
-            cells = cells.after()
-        return inputs, torch.stack(states, dim=2), cells
+                state = self.method.state(self.decoder, x[:, :, 0])
+                u = self.method.fed_back(self.decoder, tokens, rows, u, state)
+            x = self.trunk(u[:, :, None], slot, positions, padding, cache, trace)
+            if isinstance(cache, Cells):
+                cache = cache.after()
+        return x, cache
 
     def trunk(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +12,7 @@ from latentpt.evaluation.results import of_weights, read_results
 from latentpt.hub.card import model_card, run_figures
 from latentpt.hub.folders import export_folder, loading_class, special_ids, unrolled
 from latentpt.hub.source import Source, open_source
+from latentpt.hub.weights import read_json
 from latentpt.run.reading import Reading, write_reading
 from latentpt.thoughts.identity import identity
 
@@ -55,10 +54,7 @@ def _figures(source: Source, arguments: argparse.Namespace) -> dict[str, str]:
     figures = {"run": source.name}
     if arguments.step is not None:
         figures["step"] = f"{arguments.step:,}"
-    summary = _read(folder / "summary.json") if arguments.step is None else {}  # it is about the last step
+    summary = folder / "summary.json"  # it is about the last step
+    known = read_json(summary) if arguments.step is None and summary.is_file() else {}
     evaluated = of_weights(read_results(folder / "evaluation"), identity(source.model))
-    return figures | run_figures(summary, evaluated)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return figures | run_figures(known, evaluated)

@@ -12,7 +12,7 @@ from latentpt.config import options, to_yaml
 from latentpt.evaluation.results import Measurement, number, said
 from latentpt.pages.document import document, facts, picture, table, texts
 from latentpt.pages.tables import quantity
-from latentpt.report.texts import Written
+from latentpt.report.texts import SAMPLING, Written
 from latentpt.run import RunConfig, RunFolder
 from latentpt.run.provenance import provenance
 from latentpt.thoughts.cost import inference_flops_per_token
@@ -34,7 +34,7 @@ def run_page(
         f'<p class="sub">{html.escape(progress(folder, config, lines))}</p>',
         facts(outcome(config, lines) | made),
         picture("Loss, gradient norm, learning rate, residuals and speed over tokens", drawn),
-        *_written(written, folder),
+        *_written(written),
         *_measured(measured, folder),
         "<h2>Configuration</h2>",
         facts(changed(config)),
@@ -126,13 +126,13 @@ def _plain(value: Any) -> str:
     return json.dumps(value, default=lambda section: section.model_dump(mode="json"))
 
 
-def _written(written: Sequence[Written], folder: RunFolder) -> list[str]:
+def _written(written: Sequence[Written]) -> list[str]:
     if not written:
         return []
     rows = [(f"{number}", f"{one.prompt} ▸ {one.text}") for number, one in enumerate(written, start=1)]
     return [
-        "<h2>What it writes</h2><p>After beginnings of held-out text, up to the mark ▸; sampled at a temperature of 0.7 "
-        "among the 50 likeliest tokens, with one fixed seed.</p>",
+        "<h2>What it writes</h2><p>After beginnings of held-out text, or prompts that were asked for, up to the mark ▸; sampled "
+        f"at a temperature of {SAMPLING.temperature} among the {SAMPLING.top_k} likeliest tokens, with one fixed seed.</p>",
         texts(rows),
     ]
 

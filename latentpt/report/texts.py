@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from latentpt.config import ConfigError
 from latentpt.data.errors import DataError
 from latentpt.data.opening import open_validation
 from latentpt.data.tokenizer import Tokenizer
@@ -30,7 +31,8 @@ class Written(NamedTuple):
 def texts_of(folder: RunFolder, config: RunConfig, prompts: Sequence[str] = ()) -> list[Written]:
     """What the latest checkpoint writes, from texts.json where it was asked before; none without a tokenizer.
 
-    `prompts` stand in for the beginnings of held-out samples, evenly spread. Raises CheckpointError without a checkpoint.
+    `prompts` stand in for the beginnings of held-out samples, evenly spread. Raises CheckpointError without a checkpoint,
+    ConfigError for a prompt that does not fit the model.
     """
     of = {
         "checkpoint": checkpoints.identity(checkpoints.find(folder.checkpoints)),
@@ -51,7 +53,10 @@ def texts_of(folder: RunFolder, config: RunConfig, prompts: Sequence[str] = ()) 
         config, min(PROMPT_TOKENS, limit // 3)
     )
     options = Options(min(NEW_TOKENS, limit // 2), SAMPLING)
-    texts = writer.continue_ids(asked, options)
+    try:
+        texts = writer.continue_ids(asked, options)
+    except ValueError as error:  # a learned table of positions ends
+        raise ConfigError(f"a prompt cannot be continued: {error}") from None
     written = [Written(_shown(tokenizer, ids), text) for ids, text in zip(asked, texts, strict=True)]
     found = {"of": of, "texts": [one._asdict() for one in written]}
     write_text(folder.texts, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

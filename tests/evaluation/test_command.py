@@ -179,3 +179,12 @@ def test_an_export_is_measured_on_samples_of_the_length_of_its_run(run, tmp_path
     for mine, theirs in zip(read_results(folder / "evaluation"), read_results(out), strict=True):
         assert mine.settings == theirs.settings
         assert mine.figures.metrics == pytest.approx(theirs.figures.metrics, rel=1e-5)
+
+
+def test_figures_of_a_diverged_model_are_kept_and_shown(tmp_path):
+    figures = Figures({"loss": math.nan, "perplexity": math.inf, "tokens": 1234.0}, {}, 2)
+    keep_results(tmp_path, [Measurement("held out", {}, "w", 1, figures)])
+    (kept,) = read_results(tmp_path)
+    assert math.isnan(kept.figures.metrics["loss"]) and kept.figures.metrics["perplexity"] == math.inf
+    shown = (tmp_path / "table.txt").read_text()
+    assert "nan" in shown and "inf" in shown and "1,234" in shown

@@ -13,7 +13,7 @@ from latentpt.data.tokenizer import load_tokenizer
 from latentpt.hub.folders import EXPORTED, export_folder, load_folder, special_ids, unrolled
 from tests.conftest import tiny_ids, tiny_model
 from tests.folders import launch, shared, write_run, write_tokenizer
-from tests.hub.test_exports import exact, load_there, modules  # noqa: F401
+from tests.hub.test_exports import exact, load_there, modules  # noqa: F401  (modules is for every test)
 
 THINKING = EXPORTED
 SOLVERS = {
@@ -121,6 +121,7 @@ def test_the_loss_of_accumulated_batches_is_over_all_their_labels(tmp_path):
     ids = tiny_ids(2, 6)
     mean = there(ids, labels=ids).loss
     torch.testing.assert_close(there(ids, labels=ids, num_items_in_batch=20).loss, mean / 2)
+    torch.testing.assert_close(there(ids, labels=ids, logits_to_keep=1).loss, mean)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +204,18 @@ def test_the_token_that_begins_a_text_is_kept(tmp_path, monkeypatch, form):
     assert special_ids(tmp_path / "again") == special_ids(out)
 
 
-def test_the_tokenizer_of_a_thinking_model_is_read_without_running_its_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reader", [transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast])
+def test_the_tokenizer_of_a_thinking_model_is_read_without_asking_or_running_code(
+    tmp_path, monkeypatch, reader
+):
     tokenizer = load_tokenizer(write_tokenizer(tmp_path / "data"))
     export_folder(tiny_model(method="latent", num_thoughts=1), tmp_path / "hf", tokenizer)
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
-    read = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "modeling_latentpt.py").write_text("raise SystemExit('code of the folder was run')")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    read = reader.from_pretrained(tmp_path / "hf", trust_remote_code=False)
+    assert not asked and isinstance(read, transformers.PreTrainedTokenizerFast)
+    assert type(read).__module__.startswith("transformers.")
     assert read("a café")["input_ids"] == tokenizer.encode("a café")
 
 

@@ -105,6 +105,15 @@ def test_a_run_that_has_measured_nothing_or_has_no_tokenizer_has_a_page(run, tmp
     assert "Nothing is measured yet." in page and "What it writes" not in page
 
 
+def test_a_prompt_longer_than_a_learned_table_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    model = tiny_model("gpt2", torch.float32, size={"vocab_size": BYTES_VOCAB})
+    folder = write_run(tmp_path / "run", model, write_shards(tmp_path / "data", 0))
+    assert launch("report", monkeypatch, "--run", folder, "--prompt", "a" * 200) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a prompt cannot be continued: ") and error.count("\n") == 1
+    assert not (folder / "report.html").exists()
+
+
 def test_a_folder_that_holds_no_run_is_refused(tmp_path, monkeypatch, capsys):
     assert launch("report", monkeypatch, "--run", tmp_path) == 2
     assert "is not the folder of a run: it has no config.yaml" in capsys.readouterr().err
