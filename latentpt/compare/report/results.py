@@ -111,10 +111,8 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether every arm was run with every seed."""
-        return len(self.arms) == len(self.plan.arms) and all(
-            len(arm.runs) == len(self.plan.comparison.seeds) for arm in self.arms
-        )
+        """Whether every planned run is finished."""
+        return sum(len(arm.runs) for arm in self.arms) == len(self.plan.jobs())
 
     @property
     def reference(self) -> ArmResult | None:
@@ -174,7 +172,7 @@ def read_results(plan: Plan) -> Results:
     """Read every finished and measured run; ConfigError if there is none."""
     arms = []
     for arm in plan.arms:
-        found = (read_run(plan, arm.name, seed) for seed in plan.comparison.seeds)
+        found = (read_run(plan, arm.name, seed) for seed in arm.seeds)
         runs = [run for run in found if run is not None]
         if runs:
             arms.append(ArmResult(arm, runs))

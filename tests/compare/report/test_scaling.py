@@ -117,6 +117,13 @@ def test_page_tables_and_figures_are_written_and_say_the_same(study):
     assert "books" in page
 
 
+def test_a_study_is_complete_once_each_budget_has_the_seeds_that_were_planned_for_it(study):
+    budgets = [{"flops": 2e10}, {"flops": 8e10, "seeds": 1}]
+    results = study(budgets=budgets)
+    assert results.complete and {len(arm.runs) for arm in results.arms} == {1, 2}
+    assert not study(budgets=budgets, finished=lambda arm, seed: arm.rung == 2e10).complete
+
+
 def test_the_same_runs_give_the_same_figures(study):
     results = study()
     assert as_data(read_study(results)) == as_data(read_study(results))
