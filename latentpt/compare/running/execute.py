@@ -37,6 +37,10 @@ class Share(NamedTuple):
     minutes: float | None = None
     """When to stop, trainings included, which save; None: at the end."""
 
+    def after(self, seconds: float) -> Share:
+        """The same with what is left of its time after so many seconds."""
+        return self if self.minutes is None else self._replace(minutes=max(self.minutes - seconds / 60, 0))
+
 
 def finished(folder: Path) -> bool:
     """Whether the run in a folder was trained to its end: summary.json is written last."""
