@@ -1,6 +1,7 @@
 """The report of a ladder whose losses follow laws that are known."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from latentpt.compare.report.results import ArmResult, Results, RunResult
 from latentpt.compare.report.scaling import judged, paired_table, seed_words, verdicts, write_scaling
 from latentpt.compare.report.study import as_data, read_study
 from latentpt.compare.running.measure import Measured
+from latentpt.pages.tables import quantity
 from tests.compare.conftest import STAGES
 
 LOOP = {"thoughts": {"method": "loop", "num_thoughts": 1}}
@@ -79,6 +81,23 @@ def test_paired_differences_take_what_seeds_share_away(study):
     stages = [row for row in rows if row[0] == "stages"]
     assert [row[-1] for row in stages] == ["worse"] * 3
     assert all(float(row[4]) < 0.1 for row in stages)
+
+
+def test_what_the_seeds_allow_to_see_is_what_the_table_tells_from_nothing(study):
+    found = read_study(study())
+    rows = paired_table(found)[1]
+    for flops, words in zip(found.budgets, seed_words(found), strict=True):
+        margins = [float(row[4]) for row in rows if row[1] == quantity(flops)]
+        seen = float(re.search(r"paired differences of ([\d.]+) and more can be seen", words)[1])
+        assert len(margins) == 2 and seen == pytest.approx(np.median(margins), abs=1e-4)
+
+
+def test_a_verdict_says_whose_decoding_costs_more(study):
+    """A loop of two slots is dearer to decode than a plain decoder of the same loss."""
+    found = read_study(study())
+    loop = found.arms["loop"].multipliers[-1].inference
+    assert judged(loop) == -1
+    assert "Decoding, vanilla needs fewer FLOPs per token" in verdicts(found)[0]
 
 
 def test_one_seed_says_nothing_of_the_spread(study):
