@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,27 +135,21 @@ class Results:
         return smallest_difference(losses) if losses.size else None
 
 
-def source_table(results: Results) -> tuple[list[str], list[list[str]]]:
+def source_table(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of each arm's exact loss by held-out source; no columns where there is one source."""
-    names = list(
-        dict.fromkeys(name for arm in results.arms for run in arm.runs for name in run.measured.sources)
-    )
+    names = list(dict.fromkeys(name for arm in arms for run in arm.runs for name in run.measured.sources))
 
     def cell(arm: ArmResult, name: str) -> str:
         found = [run.measured.sources[name] for run in arm.runs if name in run.measured.sources]
         return f"{estimate(found):.4f}" if found else "-"
 
-    return ["arm", *names], [[arm.name, *(cell(arm, name) for name in names)] for arm in results.arms]
+    return ["arm", *names], [[arm.name, *(cell(arm, name) for name in names)] for arm in arms]
 
 
-def task_table(results: Results) -> tuple[list[str], list[list[str]]]:
+def task_table(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of each arm's metrics of downstream tasks; no columns where none were asked for."""
     found = [
-        (task, key)
-        for arm in results.arms
-        for run in arm.runs
-        for task, m in run.measured.tasks.items()
-        for key in m
+        (task, key) for arm in arms for run in arm.runs for task, m in run.measured.tasks.items() for key in m
     ]
     metrics = list(dict.fromkeys(found))
 
@@ -165,7 +160,7 @@ def task_table(results: Results) -> tuple[list[str], list[list[str]]]:
         return f"{estimate(values):.4f}" if values else "-"
 
     header = ["arm", *(f"{task} {key}" for task, key in metrics)]
-    return header, [[arm.name, *(cell(arm, *metric) for metric in metrics)] for arm in results.arms]
+    return header, [[arm.name, *(cell(arm, *metric) for metric in metrics)] for arm in arms]
 
 
 def read_results(plan: Plan) -> Results:

@@ -21,7 +21,7 @@ from latentpt.compare.report.blocks import (
 )
 from latentpt.compare.report.page import head, made_with
 from latentpt.compare.report.published import publish
-from latentpt.compare.report.results import Results
+from latentpt.compare.report.results import ArmResult, Results, source_table, task_table
 from latentpt.compare.report.scaling_plots import draw_all
 from latentpt.compare.report.study import ArmStudy, Multiplier, Study, as_data, read_study
 from latentpt.files import write_bytes, write_text
@@ -294,48 +294,28 @@ def paired_table(study: Study) -> tuple[list[str], list[list[str]]]:
 
 def source_blocks(study: Study) -> list[Block]:
     """Losses by held-out source, and downstream tasks, of each arm's best run at its largest budget."""
+    names, best = [*study.arms], [best_run(arm) for arm in study.arms.values()]
     blocks: list[Block] = []
-    best = {}
-    for arm in study.arms.values():
-        last = max(run.arm.rung or 0.0 for run in arm.runs)
-        best[arm.name] = min((run for run in arm.runs if run.arm.rung == last), key=lambda run: run.loss)
-    measured = {name: run.result.measured for name, run in best.items()}
-    sources = list(dict.fromkeys(name for found in measured.values() for name in found.sources))
+    (first, *sources), rows = source_table(best)
     if sources:
-        rows = [
-            [
-                name,
-                best[name].arm.name,
-                *(f"{found.sources[s]:.4f}" if s in found.sources else "-" for s in sources),
-            ]
-            for name, found in measured.items()
-        ]
+        beside = [[name, *row] for name, row in zip(names, rows, strict=True)]
         blocks += [
             Heading("Losses by source"),
             Words(["Exact-decode loss of each arm's best run at its largest budget."]),
-            Table("sources", ["arm", "run", *sources], rows),
+            Table("sources", [first, "run", *sources], beside),
         ]
-    metrics = list(
-        dict.fromkeys(
-            (task, key) for m in measured.values() for task, found in m.tasks.items() for key in found
-        )
-    )
+    (first, *metrics), rows = task_table(best)
     if metrics:
-        rows = [
-            [
-                name,
-                *(
-                    f"{m.tasks[task][key]:.4f}" if key in m.tasks.get(task, {}) else "-"
-                    for task, key in metrics
-                ),
-            ]
-            for name, m in measured.items()
-        ]
-        blocks += [
-            Heading("Downstream tasks"),
-            Table("tasks", ["arm", *(f"{t} {k}" for t, k in metrics)], rows),
-        ]
+        named = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+        blocks += [Heading("Downstream tasks"), Table("tasks", [first, *metrics], named)]
     return blocks
+
+
+def best_run(arm: ArmStudy) -> ArmResult:
+    """The run with the lowest loss at an arm's largest budget, alone."""
+    last = max(run.place[1] for run in arm.runs)
+    best = min((run for run in arm.runs if run.place[1] == last), key=lambda run: run.loss)
+    return ArmResult(best.arm, [best.result])
 
 
 def losses_table(study: Study) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from latentpt.compare.config import LadderConfig
-from latentpt.compare.fits.draws import Interval, bootstrap, interval, redraw, signs, spread
+from latentpt.compare.fits.draws import Interval, bootstrap, interval, redraw, refit, signs, spread
 from latentpt.compare.fits.frontier import Costs, frontier, multipliers, size_exponent
 from latentpt.compare.fits.isoflop import parabola
 from latentpt.compare.fits.law import ALPHA, BETA, LOG_E, PHI, Design, Fit, Floats, fit_law
@@ -178,7 +178,8 @@ def fit_arm(arm: ArmStudy, sign: Floats, budgets: Sequence[float]) -> None:
     if fit is None:
         arm.optima = [curve(arm, flops, None, None) for flops in budgets]
         return
-    losses, arm.draws, arm.deviation = redraw(fit, sign), bootstrap(fit, sign), spread(fit)
+    losses, arm.deviation = redraw(fit, sign), spread(fit)
+    arm.draws = refit(fit, losses)
     arm.law = {name: interval(float(of(fit.theta[None])[0]), of(arm.draws)) for name, of in LAW.items()}
     flat = project(parameters, tokens, loss).theta[None]
     arm.projected = {name: float(of(flat)[0]) for name, of in LAW.items()}
