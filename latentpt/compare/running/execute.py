@@ -16,7 +16,6 @@ from latentpt.compare.running.launching import (
     Failed,
     Interrupted,
     Stopping,
-    device_of,
     devices,
     exclusive,
     launch,
@@ -127,11 +126,10 @@ class Crew:
         if finished(folder):
             return
         self.progress.begin(arm, seed, "continues" if folder.exists() else "starts")
-        own = device_of(place) if processes == 1 and self.at_once > 1 else {}
         log = plan.comparison.folder / "logs" / f"{name}.log"
         config = plan.config_path(arm.name, seed)
-        own |= plan.comparison.environment
-        launch(self.script, config, processes, lock, self.stopping, log, own, self.at_once)
+        own = plan.comparison.environment
+        launch(self.script, config, processes, lock, self.stopping, log, own, self.at_once, place)
         if not finished(folder):
             raise Interrupted(f"{folder} stopped before its end; the same command continues it")
 
