@@ -55,7 +55,7 @@ gpu-check: install
 	$(PY) kernels/bench/check.py --seconds 570
 
 # The scaling study of docs/scaling.md on one GPU: what fits into BUDGET minutes, the cheapest runs first; the next call
-# goes on. The report is written in any case, from the runs that are finished.
+# goes on. Out of time, it writes the report from the runs that are finished; a training that failed ends it before.
 COMPARE = $(PY) launch/compare.py
 BUDGET ?= 30
 CORPUS ?= ../shared/data/corpus

@@ -17,7 +17,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LIBRARY = "latentpt"
 
 # room -> the rooms that it may import. Imports run one way:
-# kernels <- modeling <- thoughts <- run <- generation <- evaluation <- hub <- report <- training <- {finetuning, compare} <- launch.
+# kernels <- modeling <- thoughts <- run <- generation <- evaluation <- hub <- report <- training <- {finetuning, compare, benchmark} <- launch.
 GROUND = {"config", "cpu", "files", "intervals", "pages", "seeding"}
 CORE = {*GROUND, "modeling", "thoughts"}
 ROOMS_BELOW = {

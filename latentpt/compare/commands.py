@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def tune(planned: Plan) -> Plan:
 
 def run(config: str, overrides: Sequence[str], trainer: Path, share: Share | None = None) -> str:
     """Train and measure every planned run of a share (None: all) that is not finished, those of a sweep first."""
+    share, begun = share or Share(), time.monotonic()
     planned = current_plan(load_comparison(config, list(overrides)))
     if sweep_of(planned).arms and not planned.tuned:
         execute(sweep_of(planned), trainer, measure, share)
@@ -53,6 +55,7 @@ def run(config: str, overrides: Sequence[str], trainer: Path, share: Share | Non
                 "the sweep is not finished yet by the other tasks; the same command goes on once it is"
             )
         write_plan(planned)
+        share = share.after(time.monotonic() - begun)
     execute(planned, trainer, measure, share)
     return f"all runs of {planned.comparison.folder} are finished; `report` makes the table and the page"
 

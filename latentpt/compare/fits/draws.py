@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentpt.compare.fits.law import Fit, Floats, jacobian, log_loss, solve
+from latentpt.compare.fits.law import Fit, jacobian, log_loss, solve
+from latentpt.compare.fits.projection import Floats
 
 CONFIDENCE = 0.9
 AT_ONCE = 4000
@@ -24,9 +25,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-    def __format__(self, spec: str) -> str:
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def interval(value: float, draws: Floats) -> Interval:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latentpt.compare.fits.law import ALPHA, BETA, LOG_A, LOG_B, LOG_E, Floats
+from latentpt.compare.fits.law import ALPHA, BETA, LOG_A, LOG_B, LOG_E
+from latentpt.compare.fits.projection import Floats
 
 GRID = 240
 BEYOND = 4.0  # sizes are searched this far beyond the measured ones

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latentpt.compare.fits.law import Floats
+from latentpt.compare.fits.projection import Floats
 
 BEYOND = 100.0
 

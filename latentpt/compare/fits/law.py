@@ -11,14 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from latentpt.compare.fits.projection import project
-
-Floats = NDArray[np.float64]
+from latentpt.compare.fits.projection import EXPONENTS, Floats, project
 
 LOG_E, LOG_A, ALPHA, LOG_B, BETA, PHI = range(6)
-EXPONENTS = (0.01, 3.0)
 PHIS = (-1.0, 2.0)
 STEPS = 60
 ROUNDS = 10
@@ -157,7 +153,7 @@ def fit_law(design: Design, loss: Floats, recurrence: bool = False) -> Fit | Non
     enough = len(np.unique(size.round())) >= 3 and len(np.unique(np.log(design.tokens).round(2))) >= 3
     if len(loss) < 6 + recurrence or not enough or (recurrence and np.ptp(design.times) == 0):
         return None
-    start = project(size, design.tokens, loss).theta
+    start = project(size, design.tokens, loss)
     starts = np.array([[*start, phi] for phi in (0.0, 0.5, 1.0)]) if recurrence else start[None]
     squares = solve(starts, design, loss, delta=1e3)
     residual = log_loss(squares, design) - np.log(loss)

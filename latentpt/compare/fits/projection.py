@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
 Floats = NDArray[np.float64]
+EXPONENTS = (0.01, 3.0)
+"""Bounds of a and b."""
 GRID = np.geomspace(0.05, 1.6, 10)
 
 
-class Projection(NamedTuple):
-    """The law of least squares in relative loss."""
-
-    theta: Floats
-    """(log E, log A, a, log B, b)."""
-    misfit: float
-    """Sum of squared relative residuals."""
-
-
-def project(parameters: Floats, tokens: Floats, loss: Floats) -> Projection:
-    """Fit L = E + A N^-a + B D^-b to n runs, E, A and B at least zero.
+def project(parameters: Floats, tokens: Floats, loss: Floats) -> Floats:
+    """Fit L = E + A N^-a + B D^-b to n runs, E, A and B at least zero; returns (log E, log A, a, log B, b).
 
     Relative residuals are those of log L to first order. For each pair of exponents the three factors are a linear least
     squares problem; the sum of squares left is searched over a grid and then followed downhill. Its gradient needs no
@@ -47,11 +38,10 @@ def project(parameters: Floats, tokens: Floats, loss: Floats) -> Projection:
         first,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(0.01, 3.0)] * 2,
+        bounds=[EXPONENTS] * 2,
         options={"ftol": 1e-14},
     )
-    misfit, _, factors = left(found.x)
+    _, _, factors = left(found.x)
     e, a, b = np.log(np.maximum(factors, 1e-8))
     alpha, beta = found.x
-    theta = [e, a + alpha * np.log(parameters.mean()), alpha, b + beta * np.log(tokens.mean()), beta]
-    return Projection(np.array(theta), float(misfit))
+    return np.array([e, a + alpha * np.log(parameters.mean()), alpha, b + beta * np.log(tokens.mean()), beta])

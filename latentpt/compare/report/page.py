@@ -52,8 +52,8 @@ def sources(results: Results) -> list[str]:
     """Losses by held-out source and metrics of downstream tasks, arm by arm, where there are any."""
     parts = []
     for words, (header, rows) in (
-        ("Exact-decode loss by source", source_table(results)),
-        ("Downstream tasks", task_table(results)),
+        ("Exact-decode loss by source", source_table(results.arms)),
+        ("Downstream tasks", task_table(results.arms)),
     ):
         if len(header) > 1:
             parts += [f"<h2>{words}</h2>", f'<div class="wide">{table_of(header, rows)}</div>']

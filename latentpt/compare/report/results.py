@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,10 +112,8 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether every arm was run with every seed."""
-        return len(self.arms) == len(self.plan.arms) and all(
-            len(arm.runs) == len(self.plan.comparison.seeds) for arm in self.arms
-        )
+        """Whether every planned run is finished."""
+        return sum(len(arm.runs) for arm in self.arms) == len(self.plan.jobs())
 
     @property
     def reference(self) -> ArmResult | None:
@@ -136,27 +135,21 @@ class Results:
         return smallest_difference(losses) if losses.size else None
 
 
-def source_table(results: Results) -> tuple[list[str], list[list[str]]]:
+def source_table(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of each arm's exact loss by held-out source; no columns where there is one source."""
-    names = list(
-        dict.fromkeys(name for arm in results.arms for run in arm.runs for name in run.measured.sources)
-    )
+    names = list(dict.fromkeys(name for arm in arms for run in arm.runs for name in run.measured.sources))
 
     def cell(arm: ArmResult, name: str) -> str:
         found = [run.measured.sources[name] for run in arm.runs if name in run.measured.sources]
         return f"{estimate(found):.4f}" if found else "-"
 
-    return ["arm", *names], [[arm.name, *(cell(arm, name) for name in names)] for arm in results.arms]
+    return ["arm", *names], [[arm.name, *(cell(arm, name) for name in names)] for arm in arms]
 
 
-def task_table(results: Results) -> tuple[list[str], list[list[str]]]:
+def task_table(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of each arm's metrics of downstream tasks; no columns where none were asked for."""
     found = [
-        (task, key)
-        for arm in results.arms
-        for run in arm.runs
-        for task, m in run.measured.tasks.items()
-        for key in m
+        (task, key) for arm in arms for run in arm.runs for task, m in run.measured.tasks.items() for key in m
     ]
     metrics = list(dict.fromkeys(found))
 
@@ -167,14 +160,14 @@ def task_table(results: Results) -> tuple[list[str], list[list[str]]]:
         return f"{estimate(values):.4f}" if values else "-"
 
     header = ["arm", *(f"{task} {key}" for task, key in metrics)]
-    return header, [[arm.name, *(cell(arm, *metric) for metric in metrics)] for arm in results.arms]
+    return header, [[arm.name, *(cell(arm, *metric) for metric in metrics)] for arm in arms]
 
 
 def read_results(plan: Plan) -> Results:
     """Read every finished and measured run; ConfigError if there is none."""
     arms = []
     for arm in plan.arms:
-        found = (read_run(plan, arm.name, seed) for seed in plan.comparison.seeds)
+        found = (read_run(plan, arm.name, seed) for seed in arm.seeds)
         runs = [run for run in found if run is not None]
         if runs:
             arms.append(ArmResult(arm, runs))

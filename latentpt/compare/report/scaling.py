@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latentpt.compare.fits.draws import Interval
+from latentpt.compare.fits.paired import Paired
 from latentpt.compare.planning.describe import differences_table, held_equal
 from latentpt.compare.report.blocks import (
     Block,
@@ -20,14 +21,13 @@ from latentpt.compare.report.blocks import (
 )
 from latentpt.compare.report.page import head, made_with
 from latentpt.compare.report.published import publish
-from latentpt.compare.report.results import Results
+from latentpt.compare.report.results import ArmResult, Results, source_table, task_table
 from latentpt.compare.report.scaling_plots import draw_all
 from latentpt.compare.report.study import ArmStudy, Multiplier, Study, as_data, read_study
 from latentpt.files import write_bytes, write_text
+from latentpt.intervals import CONFIDENCE
 from latentpt.pages.document import document
 from latentpt.pages.tables import quantity
-
-SURE = 0.95  # confidence of a verdict on paired differences, over all arms of a budget together
 
 
 def write_scaling(results: Results, unigram: float) -> str:
@@ -81,7 +81,7 @@ def report_blocks(study: Study, unigram: float) -> list[Block]:
         Words(
             [
                 f"Exact-decode loss minus that of {study.baseline}, the mean over shared sizes; the margin is that of "
-                f"{SURE:.0%} over all arms of a budget together, by the spread between seeds."
+                f"{CONFIDENCE:.0%} over all arms of a budget together, by the spread between seeds."
             ]
         ),
         Table("paired", *paired_table(study)),
@@ -138,7 +138,7 @@ def verdict(study: Study, arm: ArmStudy) -> str:
         )
     decoding = {0: "as far as can be told as many", 1: "more", -1: "fewer"}[judged(last.inference)]
     beyond = "; beyond the measured budgets" if last.beyond else ""
-    return f"{arm.name} is {said}{beyond}. Decoding, it needs {decoding} FLOPs per token: {factor(last.inference)}."
+    return f"{arm.name} is {said}{beyond}. Decoding, {study.baseline} needs {decoding} FLOPs per token: {factor(last.inference)}."
 
 
 def judged(found: Interval) -> int:
@@ -165,8 +165,7 @@ def seed_words(study: Study) -> list[str]:
         ]
     words = []
     for flops, (deviation, freedom) in found.items():
-        pairs = [p.paired[flops] for p in study.arms.values() if flops in p.paired]
-        margins = [m for m in (pair.margin(SURE) for pair in pairs) if m is not None]
+        margins = [margin for *_, margin in paired_at(study, flops) if margin is not None]
         seen = f"; paired differences of {np.median(margins):.4f} and more can be seen" if margins else ""
         words.append(
             f"At {quantity(flops)} FLOPs runs of {study.baseline} that differ in the seed alone spread by {deviation:.4f} "
@@ -271,68 +270,52 @@ def optima_table(study: Study) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def paired_at(study: Study, flops: float) -> list[tuple[str, Paired, float | None]]:
+    """Arm, its difference from the baseline at a budget, and the margin of `CONFIDENCE` over all arms of the budget."""
+    found = {arm.name: arm.paired[flops] for arm in study.arms.values() if flops in arm.paired}
+    each = 1 - (1 - CONFIDENCE) / max(len(found), 1)
+    return [(name, pair, pair.margin(each)) for name, pair in found.items()]
+
+
 def paired_table(study: Study) -> tuple[list[str], list[list[str]]]:
     """A line for each arm and budget, with what may be said."""
     header = ["arm", "budget, FLOPs", "difference", "standard error", "margin", "sizes", "seeds", "said"]
     rows = []
     for flops in study.budgets:
-        arms = [arm for arm in study.arms.values() if flops in arm.paired]
-        for arm in arms:
-            found = arm.paired[flops]
-            margin = found.margin(1 - (1 - SURE) / len(arms))
+        for name, found, margin in paired_at(study, flops):
             said = "one seed says nothing" if margin is None else "too small to tell"
             if margin is not None and abs(found.mean) > margin:
                 said = "better" if found.mean < 0 else "worse"
             error, width = ("-" if x is None else f"{x:.4f}" for x in (found.error, margin))
             counts = [str(found.sizes), str(found.seeds)]
-            rows.append([arm.name, quantity(flops), f"{found.mean:+.4f}", error, width, *counts, said])
+            rows.append([name, quantity(flops), f"{found.mean:+.4f}", error, width, *counts, said])
     return header, rows
 
 
 def source_blocks(study: Study) -> list[Block]:
     """Losses by held-out source, and downstream tasks, of each arm's best run at its largest budget."""
+    names, best = [*study.arms], [best_run(arm) for arm in study.arms.values()]
     blocks: list[Block] = []
-    best = {}
-    for arm in study.arms.values():
-        last = max(run.arm.rung or 0.0 for run in arm.runs)
-        best[arm.name] = min((run for run in arm.runs if run.arm.rung == last), key=lambda run: run.loss)
-    measured = {name: run.result.measured for name, run in best.items()}
-    sources = list(dict.fromkeys(name for found in measured.values() for name in found.sources))
+    (first, *sources), rows = source_table(best)
     if sources:
-        rows = [
-            [
-                name,
-                best[name].arm.name,
-                *(f"{found.sources[s]:.4f}" if s in found.sources else "-" for s in sources),
-            ]
-            for name, found in measured.items()
-        ]
+        beside = [[name, *row] for name, row in zip(names, rows, strict=True)]
         blocks += [
             Heading("Losses by source"),
             Words(["Exact-decode loss of each arm's best run at its largest budget."]),
-            Table("sources", ["arm", "run", *sources], rows),
+            Table("sources", [first, "run", *sources], beside),
         ]
-    metrics = list(
-        dict.fromkeys(
-            (task, key) for m in measured.values() for task, found in m.tasks.items() for key in found
-        )
-    )
+    (first, *metrics), rows = task_table(best)
     if metrics:
-        rows = [
-            [
-                name,
-                *(
-                    f"{m.tasks[task][key]:.4f}" if key in m.tasks.get(task, {}) else "-"
-                    for task, key in metrics
-                ),
-            ]
-            for name, m in measured.items()
-        ]
-        blocks += [
-            Heading("Downstream tasks"),
-            Table("tasks", ["arm", *(f"{t} {k}" for t, k in metrics)], rows),
-        ]
+        named = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+        blocks += [Heading("Downstream tasks"), Table("tasks", [first, *metrics], named)]
     return blocks
+
+
+def best_run(arm: ArmStudy) -> ArmResult:
+    """The run with the lowest loss at an arm's largest budget, alone."""
+    last = max(run.place[1] for run in arm.runs)
+    best = min((run for run in arm.runs if run.place[1] == last), key=lambda run: run.loss)
+    return ArmResult(best.arm, [best.result])
 
 
 def losses_table(study: Study) -> tuple[list[str], list[list[str]]]:

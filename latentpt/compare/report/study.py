@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from latentpt.compare.config import LadderConfig
-from latentpt.compare.fits.draws import Interval, bootstrap, interval, redraw, signs, spread
+from latentpt.compare.fits.draws import Interval, bootstrap, interval, redraw, refit, signs, spread
 from latentpt.compare.fits.frontier import Costs, frontier, multipliers, size_exponent
 from latentpt.compare.fits.isoflop import parabola
-from latentpt.compare.fits.law import ALPHA, BETA, LOG_E, PHI, Design, Fit, Floats, fit_law
+from latentpt.compare.fits.law import ALPHA, BETA, LOG_E, PHI, Design, Fit, fit_law
 from latentpt.compare.fits.paired import Paired, paired, seed_deviation
-from latentpt.compare.fits.projection import project
+from latentpt.compare.fits.projection import Floats, project
 from latentpt.compare.planning.plan import PlannedArm
 from latentpt.compare.report.results import Results, RunResult
 
@@ -178,9 +178,10 @@ def fit_arm(arm: ArmStudy, sign: Floats, budgets: Sequence[float]) -> None:
     if fit is None:
         arm.optima = [curve(arm, flops, None, None) for flops in budgets]
         return
-    losses, arm.draws, arm.deviation = redraw(fit, sign), bootstrap(fit, sign), spread(fit)
+    losses, arm.deviation = redraw(fit, sign), spread(fit)
+    arm.draws = refit(fit, losses)
     arm.law = {name: interval(float(of(fit.theta[None])[0]), of(arm.draws)) for name, of in LAW.items()}
-    flat = project(parameters, tokens, loss).theta[None]
+    flat = project(parameters, tokens, loss)[None]
     arm.projected = {name: float(of(flat)[0]) for name, of in LAW.items()}
     arm.optima = [curve(arm, flops, fit, losses) for flops in budgets]
     arm.parabola_exponent = slope_of_optima(arm, losses, budgets)

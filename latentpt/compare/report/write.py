@@ -46,8 +46,8 @@ def write_report(results: Results, unigram: float) -> str:
     pictures = dict(zip(PICTURES.values(), drawn, strict=True))
     write_text(folder / "report.html", page(results, title, table(HEADER, rows), note, judged, pictures))
     shown = [f"![{words}]({name})" for name, words in PICTURES.items()]
-    by_source = source_table(results)
-    tables = {"table": (HEADER, rows), "sources": by_source, "tasks": task_table(results)}
+    by_source = source_table(results.arms)
+    tables = {"table": (HEADER, rows), "sources": by_source, "tasks": task_table(results.arms)}
     publish(results, {name: table for name, table in tables.items() if len(table[0]) > 1}, study=None)
     below = [markdown_table(*by_source)] if len(by_source[0]) > 1 else []
     made = "\\\n".join(made_with(results))  # a backslash keeps the lines apart

@@ -16,7 +16,6 @@ from latentpt.compare.running.launching import (
     Failed,
     Interrupted,
     Stopping,
-    device_of,
     devices,
     exclusive,
     launch,
@@ -36,6 +35,10 @@ class Share(NamedTuple):
     """Trainings side by side; None: as many as the devices allow."""
     minutes: float | None = None
     """When to stop, trainings included, which save; None: at the end."""
+
+    def after(self, seconds: float) -> Share:
+        """The same with what is left of its time after so many seconds."""
+        return self if self.minutes is None else self._replace(minutes=max(self.minutes - seconds / 60, 0))
 
 
 def finished(folder: Path) -> bool:
@@ -123,11 +126,10 @@ class Crew:
         if finished(folder):
             return
         self.progress.begin(arm, seed, "continues" if folder.exists() else "starts")
-        own = device_of(place) if processes == 1 and self.at_once > 1 else {}
         log = plan.comparison.folder / "logs" / f"{name}.log"
         config = plan.config_path(arm.name, seed)
-        own |= plan.comparison.environment
-        launch(self.script, config, processes, lock, self.stopping, log, own, self.at_once)
+        own = plan.comparison.environment
+        launch(self.script, config, processes, lock, self.stopping, log, own, self.at_once, place)
         if not finished(folder):
             raise Interrupted(f"{folder} stopped before its end; the same command continues it")
 

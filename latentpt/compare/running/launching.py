@@ -23,6 +23,7 @@ from typing import Any
 from latentpt import files
 from latentpt.config import ConfigError
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -47,17 +48,22 @@ def launch(
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
     share: int = 1,
+    place: int = 0,
 ) -> None:
     """Run one training to its end or until `stopping`; it inherits `lock`, see `exclusive`.
 
-    Its output goes to `log` (None: to the terminal); it has the cores of the machine divided by `share`.
+    Its output goes to `log` (None: to the terminal). It is one of `share` side by side, whose cores and GPUs are divided:
+    `place` says which.
 
     Raises:
         Interrupted: the comparison was told to stop; the training has saved and ended.
         Failed: it ended with an error.
     """
     count = processes or devices()
-    command = [*ended_with_its_parent(), *launcher(count), str(script), "--config", str(config)]
+    gpus = gpus_of(place, count)
+    hidden = os.environ.get(VISIBLE) == ""  # a GPU is there, and is not to be used
+    shown = {} if hidden else {VISIBLE: ",".join(gpus)}
+    command = [*ended_with_its_parent(), *launcher(gpus), str(script), "--config", str(config)]
     # Threads that wait by spinning slow a training tenfold as soon as anything else wants a core.
     threads = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, cores() // (count * share)))}
     with contextlib.ExitStack() as stack:
@@ -67,7 +73,7 @@ def launch(
             output = stack.enter_context(log.open("ab"))
         process = subprocess.Popen(
             command,
-            env={**threads, **os.environ, **(environment or {})},
+            env={**threads, **os.environ, **shown, **(environment or {})},
             pass_fds=(lock,),
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone
             stdout=output,
@@ -82,15 +88,15 @@ def launch(
         raise Failed(f"training {config.stem} ended with exit code {code}; its messages stand {messages}")
 
 
-def launcher(count: int) -> list[str]:
-    """What stands before the script for `count` processes; one needs nothing.
+def launcher(gpus: list[str]) -> list[str]:
+    """What stands before the script for a process on each of the GPUs; one needs nothing.
 
     It is the part of DeepSpeed's launcher that starts the ranks of one machine: the part in front of it, which reads host
     files, does not pass SIGTERM on.
     """
-    if count == 1:
+    if len(gpus) == 1:
         return []
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(count))}).encode()).decode()
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": gpus}).encode()).decode()
     options = [f"--world_info={world}", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     return ["-m", "deepspeed.launcher.launch", *options]
 
@@ -102,11 +108,12 @@ def devices() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def device_of(place: int) -> dict[str, str]:
-    """Environment that shows a process the one GPU of a worker, out of those that this process may use."""
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    number = place % devices()
-    return {"CUDA_VISIBLE_DEVICES": mine[number] if mine != [""] else str(number)}
+def gpus_of(place: int, count: int) -> list[str]:
+    """Names of the GPUs of a training's `count` processes, `place` counted on from those before, out of the ones that this
+    process may use; without a GPU the names mean nothing."""
+    mine = os.environ.get(VISIBLE) or ",".join(map(str, range(max(devices(), count))))
+    names = mine.split(",")
+    return [names[(place * count + number) % len(names)] for number in range(count)]
 
 
 def cores() -> int:

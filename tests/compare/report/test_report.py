@@ -125,12 +125,12 @@ def test_latex_cells_are_escaped():
 
 def test_losses_by_source_and_tasks_are_reported_where_there_are_several(results):
     found = results(seeds=[0, 1])
-    assert source_table(found)[0] == ["arm"] and "by source" not in page_of(found)
+    assert source_table(found.arms)[0] == ["arm"] and "by source" not in page_of(found)
     several = [
         ArmResult(arm.plan, [with_more(run, 2.0 + run.seed) for run in arm.runs]) for arm in found.arms
     ]
     found = Results(found.plan, several)
-    assert source_table(found)[1][0] == ["vanilla", "2.5000 ± 0.7071", "3.0000 ± 0.0000"]
+    assert source_table(found.arms)[1][0] == ["vanilla", "2.5000 ± 0.7071", "3.0000 ± 0.0000"]
     text = page_of(found)
     assert "Exact-decode loss by source" in text and "2.5000 ± 0.7071" in text and "lambada acc" in text
     assert "books" in Path("out/sources.csv").read_text()

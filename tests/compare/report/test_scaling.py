@@ -1,6 +1,7 @@
 """The report of a ladder whose losses follow laws that are known."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,19 @@ import pytest
 
 from latentpt.compare.planning.folder import write_plan
 from latentpt.compare.planning.plan import make_plan
+from latentpt.compare.report.blocks import Table
 from latentpt.compare.report.results import ArmResult, Results, RunResult
-from latentpt.compare.report.scaling import judged, paired_table, seed_words, verdicts, write_scaling
+from latentpt.compare.report.scaling import (
+    judged,
+    paired_table,
+    seed_words,
+    source_blocks,
+    verdicts,
+    write_scaling,
+)
 from latentpt.compare.report.study import as_data, read_study
 from latentpt.compare.running.measure import Measured
+from latentpt.pages.tables import quantity
 from tests.compare.conftest import STAGES
 
 LOOP = {"thoughts": {"method": "loop", "num_thoughts": 1}}
@@ -49,8 +59,8 @@ def run(arm, seed, noise, worse):
     true = law(arm.body_parameters, arm.tokens, 2**PHI if arm.arm == "loop" else 1.0)
     loss = true + noise * (shared + 0.3 * own) + (worse if arm.arm == "stages" else 0)
     curve = {key: np.array([1.0, 2.0]) for key in ("tokens", "training_flops", "seconds", "loss")}
-    sources = {"books": loss - 0.1, "code": loss + 0.1}
-    measured = Measured(of={}, loss=loss, exact_loss=loss, samples=8, sources=sources, texts={})
+    more = {"sources": {"books": loss - 0.1, "code": loss + 0.1}, "tasks": {"lambada": {"acc": loss / 10}}}
+    measured = Measured(of={}, loss=loss, exact_loss=loss, samples=8, texts={}, **more)
     return RunResult(seed, curve, 10.0, arm.tokens, arm.training_flops, measured)
 
 
@@ -79,6 +89,23 @@ def test_paired_differences_take_what_seeds_share_away(study):
     stages = [row for row in rows if row[0] == "stages"]
     assert [row[-1] for row in stages] == ["worse"] * 3
     assert all(float(row[4]) < 0.1 for row in stages)
+
+
+def test_what_the_seeds_allow_to_see_is_what_the_table_tells_from_nothing(study):
+    found = read_study(study())
+    rows = paired_table(found)[1]
+    for flops, words in zip(found.budgets, seed_words(found), strict=True):
+        margins = [float(row[4]) for row in rows if row[1] == quantity(flops)]
+        seen = float(re.search(r"paired differences of ([\d.]+) and more can be seen", words)[1])
+        assert len(margins) == 2 and seen == pytest.approx(np.median(margins), abs=1e-4)
+
+
+def test_a_verdict_says_whose_decoding_costs_more(study):
+    """A loop of two slots is dearer to decode than a plain decoder of the same loss."""
+    found = read_study(study())
+    loop = found.arms["loop"].multipliers[-1].inference
+    assert judged(loop) == -1
+    assert "Decoding, vanilla needs fewer FLOPs per token" in verdicts(found)[0]
 
 
 def test_one_seed_says_nothing_of_the_spread(study):
@@ -115,6 +142,24 @@ def test_page_tables_and_figures_are_written_and_say_the_same(study):
     for name in ("multipliers", "laws", "optima", "paired", "sources", "losses"):
         assert Path(f"out/{name}.csv").is_file() and r"\toprule" in Path(f"out/{name}.tex").read_text()
     assert "books" in page
+
+
+def test_sources_and_tasks_are_those_of_each_arm_s_best_run_at_its_largest_budget(study):
+    found = read_study(study())
+    sources, tasks = (block for block in source_blocks(found) if isinstance(block, Table))
+    assert sources.header == ["arm", "run", "books", "code"] and tasks.header == ["arm", "lambada acc"]
+    assert [row[0] for row in sources.rows] == [row[0] for row in tasks.rows] == [*found.arms]
+    for arm, by_source, by_task in zip(found.arms.values(), sources.rows, tasks.rows, strict=True):
+        best = min((run for run in arm.runs if run.arm.rung == 3.2e11), key=lambda run: run.loss)
+        assert by_source[1:] == [best.arm.name, f"{best.loss - 0.1:.4f}", f"{best.loss + 0.1:.4f}"]
+        assert by_task[1:] == [f"{best.loss / 10:.4f}"]
+
+
+def test_a_study_is_complete_once_each_budget_has_the_seeds_that_were_planned_for_it(study):
+    budgets = [{"flops": 2e10}, {"flops": 8e10, "seeds": 1}]
+    results = study(budgets=budgets)
+    assert results.complete and {len(arm.runs) for arm in results.arms} == {1, 2}
+    assert not study(budgets=budgets, finished=lambda arm, seed: arm.rung == 2e10).complete
 
 
 def test_the_same_runs_give_the_same_figures(study):

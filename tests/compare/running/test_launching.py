@@ -1,5 +1,7 @@
 """Signals while a comparison runs: the training saves, the comparison stops, and nothing trains in a folder twice."""
 
+import base64
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from latentpt.compare.running import launching
-from latentpt.compare.running.launching import device_of, exclusive
+from latentpt.compare.running.launching import Stopping, exclusive, gpus_of, launch, launcher
 from latentpt.config import ConfigError
 
 # Starts, says so, and on SIGTERM takes a while to save.
@@ -82,13 +84,40 @@ def test_a_signal_lets_the_training_save_and_ends_the_comparison(running, tmp_pa
     assert (tmp_path / "saved0").exists()
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0"]), ("5,7", ["5", "7", "5"])])
-def test_each_place_has_one_of_the_gpus_that_may_be_used(monkeypatch, visible, expected):
-    monkeypatch.setattr(launching, "devices", lambda: 2)
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 1, [["0"], ["1"], ["2"], ["3"], ["0"]]),
+        ("5,7", 1, [["5"], ["7"], ["5"]]),
+        (None, 2, [["0", "1"], ["2", "3"], ["0", "1"]]),
+        ("4,5,6,GPU-a", 2, [["4", "5"], ["6", "GPU-a"]]),
+        ("", 1, [["0"], ["1"]]),
+    ],
+)
+def test_trainings_side_by_side_have_gpus_of_their_own(monkeypatch, visible, count, expected):
+    monkeypatch.setattr(launching, "devices", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [device_of(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == expected
+    assert [gpus_of(place, count) for place in range(len(expected))] == expected
+
+
+def test_ranks_are_started_on_the_gpus_of_their_training_and_processes_without_gpus_are_as_many():
+    _, _, world, *_ = launcher(["6", "7"])
+    assert json.loads(base64.urlsafe_b64decode(world.partition("=")[2])) == {"localhost": ["6", "7"]}
+    assert launcher(["3"]) == []
+    assert len(gpus_of(0, 2)) == 2  # as on a machine without any
+
+
+@pytest.mark.parametrize(("visible", "shown"), [("5,7", "7"), ("", "")])
+def test_a_training_is_shown_its_gpu_and_none_where_they_are_hidden(monkeypatch, tmp_path, visible, shown):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    script = tmp_path / "show.py"
+    script.write_text("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    log = tmp_path / "log"
+    with exclusive(tmp_path / "claim") as lock, Stopping() as stopping:
+        launch(script, tmp_path / "run.yaml", 1, lock, stopping, log, share=2, place=1)
+    assert log.read_text() == shown + "\n"
 
 
 def test_a_training_saves_when_its_time_is_up(running, tmp_path):

@@ -1,12 +1,14 @@
 """The sweep of a ladder: trained first, and each arm keeps its best learning rate."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from latentpt.compare import commands
 from latentpt.compare.planning.folder import read_plan
 from latentpt.compare.running import measure
+from latentpt.compare.running.execute import Share
 from latentpt.compare.running.launching import Failed
 
 BEST = {"vanilla": 2.0, "latent": 0.5, "stages": 1.0}
@@ -56,6 +58,22 @@ def test_one_command_trains_the_sweep_and_then_every_run_with_the_rate_its_arm_k
     assert read_plan(config.folder) == plan
     commands.run("comparison.yaml", [], script)
     assert len(launches()) == 15
+
+
+def test_the_minutes_of_a_run_are_those_of_the_sweep_and_all_after_it_together(swept, monkeypatch):
+    _, (script, _) = swept
+    commands.plan("comparison.yaml", [], script)
+    given, clock, execute = [], [0.0], commands.execute
+
+    def slowly(plan, trainer, after, share):
+        given.append(share.minutes)
+        execute(plan, trainer, after)
+        clock[0] += 120
+
+    monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(commands, "execute", slowly)
+    commands.run("comparison.yaml", [], script, Share(minutes=5))
+    assert given == [5, 3]
 
 
 def test_no_run_is_trained_before_the_whole_sweep_is_finished(swept, monkeypatch):
