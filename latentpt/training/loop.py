@@ -143,6 +143,7 @@ class Loop(ABC, Generic[C]):
             signals = stack.enter_context(StopSignals(folder.stop_file))
             settings = self.config.training
             watchdog = Watchdog(settings.silence, settings.patience, signals.orphaned)
+            stack.enter_context(self.writer)
             self.mark = stack.enter_context(watchdog).mark
             if self.rank == 0:
                 events = folder.tensorboard if monitor.tensorboard else None
