@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +99,11 @@ def step_of(path: Path) -> int:
 
 def find(folder: Path, step: int | None = None) -> Path:
     """The checkpoint of `step`, or the latest; raises CheckpointError naming the nearest step there is."""
-    paths = committed(folder)
+    return choose(committed(folder), folder, step)
+
+
+def choose(paths: Sequence[Path], folder: Path, step: int | None = None) -> Path:
+    """`find` among the finished checkpoints `paths` of `folder`."""
     if not paths:
         raise CheckpointError(f"{folder} holds no finished checkpoint")
     if step is None:

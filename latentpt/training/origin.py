@@ -91,7 +91,7 @@ def find_origin(
         refuse_unfinished(folder.checkpoints)
         return None
     if start.step is not None:
-        saved = [checkpoints.find(folder.checkpoints, start.step)]
+        saved = [checkpoints.choose(saved, folder.checkpoints, start.step)]
     origin = newest_intact(saved)
     for key, old, new in changes(config.model_dump(mode="json"), origin):
         if key.startswith(tuple(fixed)):
