@@ -91,7 +91,9 @@ def _micro_batches(batch: int, micro: int, world: int) -> int:
     if batch % (micro * world):
         near = nearest_divisor(batch // world, micro) if batch % world == 0 else None
         way_out = (
-            f"training.micro_batch = {near}" if near else f"training.batch = {max(1, batch // world) * world}"
+            f"training.micro_batch = {near}"
+            if near
+            else f"training.batch = {max(1, round(batch / (micro * world))) * micro * world}"
         )
         raise ConfigError(
             f"a batch of {batch} questions cannot be divided into micro-batches of {micro} on {world} "
@@ -232,7 +234,11 @@ class FineTuner(Loop[FinetuneConfig]):
             loss = self.validation_loss(moment)
             right, asked, tokens, thought = self.answered(self.validation, recipe, moment.stage)
         accuracy = right / asked
-        self.record(
+        if self.decides(moment.stage.number) and (self.best is None or accuracy > self.best):
+            self.best = accuracy
+            with self.clock:
+                self.keep_best(recipe)
+        self.record(  # last: a training that ends before it measures again, and keeps the best one again
             kind="validation",
             loss=loss,
             accuracy=accuracy,
@@ -246,13 +252,6 @@ class FineTuner(Loop[FinetuneConfig]):
             f"stage {moment.stage.number}  epoch {moment.epoch + 1}  accuracy {100 * accuracy:.1f} % "
             f"({right} of {asked}), {tokens / asked:.1f} tokens an answer, {thought / asked:.1f} of them latents"
         )
-        decides = self.config.answers.best == "any" or moment.order + 1 == len(self.plan.stages) or (
-            moment.stage.number == self.plan.stages[-1].number
-        )  # fmt: skip
-        if decides and (self.best is None or accuracy > self.best):
-            self.best = accuracy
-            with self.clock:
-                self.keep_best(recipe)
 
     def recipe_at(self, moment: Moment) -> Recipe:
         """How the model is used at a stage."""
@@ -323,10 +322,10 @@ class FineTuner(Loop[FinetuneConfig]):
         if self.config.training.lora.rank:
             return {name: tensor.float() for name, tensor in merged_state(self.reasoner).items()}
         return {name: self.engine.gather(name)["weight"].clone() for name in self.engine.names}
+
     def decides(self, stage: int) -> bool:
         """Whether a measurement at the stage of that number may make a checkpoint the best."""
         return self.config.answers.best == "any" or stage == self.plan.stages[-1].number
-
 
     def best_so_far(self) -> float | None:
         """The accuracy of the checkpoint in `best`, by the metrics up to the step from which the training goes on."""
