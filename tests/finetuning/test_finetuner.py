@@ -97,6 +97,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(mode, stop, data, tmp_pa
         assert torch.equal(parameter, tensors(resumed)[name]), name
 
 
+def test_the_batch_proposed_for_ranks_that_do_not_divide_it_can_be_divided():
+    with pytest.raises(ConfigError, match=r"on 2 ranks; .* is training.batch = 16$"):
+        trainer._micro_batches(17, 8, 2)
+    assert trainer._micro_batches(16, 8, 2) == 1
+
+
 def test_a_best_checkpoint_that_could_not_be_written_is_written_by_the_next_start(
     data, tmp_path, monkeypatch
 ):
