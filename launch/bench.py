@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError, require_at_least
-from latentpt.run import load_run_config
 from latentpt.run.exits import exit_code
+from latentpt.training.start import load_run_config
 
 
 def main() -> int:

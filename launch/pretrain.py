@@ -16,6 +16,7 @@ from latentpt.config import describe, to_yaml
 from latentpt.run import RunConfig
 from latentpt.run.command import add_training_arguments, asked_start
 from latentpt.run.exits import exit_code
+from latentpt.training.start import load_run_config
 
 
 def main() -> int:
@@ -32,13 +33,11 @@ def main() -> int:
 
 def pretrain(arguments: argparse.Namespace) -> None:
     """Do what was asked for."""
-    from latentpt.training.start import load_run_config  # torch takes seconds to import: not for --help
-
     config = load_run_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")
         return
-    from latentpt.training.trainer import train
+    from latentpt.training.trainer import train  # torch takes seconds to import: not for --help
 
     train(config, asked_start(arguments))
 

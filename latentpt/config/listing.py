@@ -96,7 +96,10 @@ def _number(name: str, limits: Iterable[Any]) -> str:
     if isinstance(low, Gt) and low.gt == 0 and high is None:
         return name.replace("a ", "a positive ")
     least = "" if low is None else f" of at least {low.ge}" if isinstance(low, Ge) else f" above {low.gt}"
-    if high is None or (isinstance(high, Le) and high.le >= UNREACHED):  # type: ignore[operator]
+    included: Any = (
+        high.le if isinstance(high, Le) else None
+    )  # annotated_types promises no more than an order
+    if high is None or (included is not None and included >= UNREACHED):
         return name + least
     most = f"{high.le}" if isinstance(high, Le) else f"below {high.lt}"
     return f"{name} from {low.ge if isinstance(low, Ge) else 0} to {most}"

@@ -65,7 +65,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def nearest_divisor(of: int, wanted: int) -> int:
     """The divisor of `of` that is nearest to `wanted`, the smaller of two."""
-    return min((d for d in _divisors(of)), key=lambda divisor: (abs(divisor - wanted), divisor))
+    return min(_divisors(of), key=lambda divisor: (abs(divisor - wanted), divisor))
 
 
 def _divisors(number: int) -> Iterator[int]:

@@ -40,7 +40,7 @@ from latentpt.run.command import AUTO, Start
 from latentpt.training.engine import MOMENTS, Engine, start_processes
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.loop import Loop
-from latentpt.training.origin import claimed
+from latentpt.training.origin import Claim, claimed, from_rank_0
 
 FIXED = ("seed", "mode", "start.", "data.", "markers.", "fill.", "training.batch", "training.lora.")
 """A resumed training must go on with these as they were, or it would not be the same training."""
@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, begin: Start = AUTO) -> Progress:
         if rank == 0:
             write_bytes(prepared.tokenizer.path, prepared.tokenizer_json)
             write_text(config.folder.path / "left_out.txt", "".join(f"{line}\n" for line in prepared.notes))
-        return FineTuner(config, prepared, claim.origin, device).run()
+        return FineTuner(config, prepared, claim, device).run()
 
 
 def identity(config: FinetuneConfig) -> dict[str, str]:
@@ -91,7 +91,9 @@ def _micro_batches(batch: int, micro: int, world: int) -> int:
     if batch % (micro * world):
         near = nearest_divisor(batch // world, micro) if batch % world == 0 else None
         way_out = (
-            f"training.micro_batch = {near}" if near else f"training.batch = {max(1, batch // world) * world}"
+            f"training.micro_batch = {near}"
+            if near
+            else f"training.batch = {max(1, round(batch / (micro * world))) * micro * world}"
         )
         raise ConfigError(
             f"a batch of {batch} questions cannot be divided into micro-batches of {micro} on {world} "
@@ -104,7 +106,7 @@ class FineTuner(Loop[FinetuneConfig]):
     """A fine-tuning."""
 
     def __init__(
-        self, config: FinetuneConfig, prepared: Prepared, origin: Path | None, device: torch.device
+        self, config: FinetuneConfig, prepared: Prepared, claim: Claim, device: torch.device
     ) -> None:
         self.reasoner, self.recipe = prepared.reasoner, prepared.recipe
         self.tokenizer, self.notes = prepared.tokenizer, prepared.notes
@@ -118,8 +120,7 @@ class FineTuner(Loop[FinetuneConfig]):
             self.reasoner, training_loss, config.optimizer, config.zero, settings.precision, settings.micro_batch,
             count, device,
         )  # fmt: skip
-        super().__init__(config, engine, origin, self.plan.steps, device)
-        self.progress.data = identity(config)
+        super().__init__(config, engine, claim, self.plan.steps, device)
         self.insertions = Insertions(config, engine, self.train, device)
         self.best = self.best_so_far()
 
@@ -233,7 +234,11 @@ class FineTuner(Loop[FinetuneConfig]):
             loss = self.validation_loss(moment)
             right, asked, tokens, thought = self.answered(self.validation, recipe, moment.stage)
         accuracy = right / asked
-        self.record(
+        if self.decides(moment.stage.number) and (self.best is None or accuracy > self.best):
+            self.best = accuracy
+            with self.clock:
+                self.keep_best(recipe)
+        self.record(  # last: a training that ends before it measures again, and keeps the best one again
             kind="validation",
             loss=loss,
             accuracy=accuracy,
@@ -247,13 +252,6 @@ class FineTuner(Loop[FinetuneConfig]):
             f"stage {moment.stage.number}  epoch {moment.epoch + 1}  accuracy {100 * accuracy:.1f} % "
             f"({right} of {asked}), {tokens / asked:.1f} tokens an answer, {thought / asked:.1f} of them latents"
         )
-        decides = self.config.answers.best == "any" or moment.order + 1 == len(self.plan.stages) or (
-            moment.stage.number == self.plan.stages[-1].number
-        )  # fmt: skip
-        if decides and (self.best is None or accuracy > self.best):
-            self.best = accuracy
-            with self.clock:
-                self.keep_best(recipe)
 
     def recipe_at(self, moment: Moment) -> Recipe:
         """How the model is used at a stage."""
@@ -325,16 +323,18 @@ class FineTuner(Loop[FinetuneConfig]):
             return {name: tensor.float() for name, tensor in merged_state(self.reasoner).items()}
         return {name: self.engine.gather(name)["weight"].clone() for name in self.engine.names}
 
+    def decides(self, stage: int) -> bool:
+        """Whether a measurement at the stage of that number may make a checkpoint the best."""
+        return self.config.answers.best == "any" or stage == self.plan.stages[-1].number
+
     def best_so_far(self) -> float | None:
         """The accuracy of the checkpoint in `best`, by the metrics up to the step from which the training goes on."""
-        last = self.plan.stages[-1].number
-        lines = [line for line in read_metrics(self.config.folder.metrics) if line["kind"] == "validation"]
+        lines = read_metrics(self.config.folder.metrics) if self.rank == 0 else []
         known = [
             line["accuracy"] for line in lines
-            if line["step"] <= self.progress.step
-            and (self.config.answers.best == "any" or line["stage"] == last)
+            if line["kind"] == "validation" and line["step"] <= self.progress.step and self.decides(line["stage"])
         ]  # fmt: skip
-        return max(known, default=None)
+        return from_rank_0(max(known, default=None))  # one file, one answer: to keep a best one is collective
 
     def summary(self) -> dict[str, Any]:
         """Accuracies."""

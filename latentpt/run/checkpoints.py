@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +99,11 @@ def step_of(path: Path) -> int:
 
 def find(folder: Path, step: int | None = None) -> Path:
     """The checkpoint of `step`, or the latest; raises CheckpointError naming the nearest step there is."""
-    paths = committed(folder)
+    return choose(committed(folder), folder, step)
+
+
+def choose(paths: Sequence[Path], folder: Path, step: int | None = None) -> Path:
+    """`find` among the finished checkpoints `paths` of `folder`."""
     if not paths:
         raise CheckpointError(f"{folder} holds no finished checkpoint")
     if step is None:
@@ -171,24 +175,24 @@ def _first(error: ValidationError) -> str:
     return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
-def load_weights(path: Path, model: nn.Module, may_lack: str | None = None) -> None:
+def load_weights(path: Path, model: nn.Module) -> None:
     """Copy the weights of a checkpoint, verified, into a model of one process.
-
-    Parameters whose name begins with `may_lack` keep the values they have if the checkpoint has none of that name.
 
     Raises:
         CheckpointError: a damaged file, or a checkpoint of another model.
     """
-    there = read_meta(path).shapes
     parameters = dict(model.named_parameters())
-    if may_lack is not None:
-        parameters = {n: p for n, p in parameters.items() if n in there or not n.startswith(may_lack)}
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    check_shapes(path, there, shapes)
+    shapes = shapes_of(parameters)
+    check_shapes(path, read_meta(path).shapes, shapes)
     verify(path, "weights-")
     with Tensors(path, "weights") as weights, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights.take(name, shapes[name]))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_shapes(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from latentpt.config import ConfigError
 from latentpt.data.errors import DataError
@@ -16,6 +18,14 @@ STOPPED = 1
 REFUSED = 2
 """Input that cannot work, or an arm that failed."""
 INTERRUPTED = 128 + signal.SIGINT
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Let what is still to be written to a stream, Python's last flush too, go nowhere instead of failing."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed, or no file at all
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def exit_code(work: Callable[[], object]) -> int:
@@ -31,7 +41,7 @@ def exit_code(work: Callable[[], object]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", REFUSED)
     except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(sys.stdout)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED

@@ -132,7 +132,11 @@ F = TypeVar("F", bound=FolderConfig)
 
 def load_folder_config(kind: type[F], path: str | Path, overrides: Iterable[str] = ()) -> F:
     """Load a configuration and name its folder; raises ConfigError, see `latentpt.config.load_config`."""
-    config = load_config(kind, path, overrides)
+    return with_folder(load_config(kind, path, overrides), path)
+
+
+def with_folder(config: F, path: str | Path) -> F:
+    """A configuration from the file at `path`, which names its folder unless it does so itself."""
     return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
 
 

@@ -28,13 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentpt.config import ConfigError
 from latentpt.files import write_text
 from latentpt.run.checkpoints import (
     MARK,
     META,
     NAME,
     RECORDS,
-    CheckpointError,
     FileRecord,
     Meta,
     Progress,
@@ -56,7 +56,12 @@ class Writer:
 
     A save holds the training up until the state is copied to host memory. Each rank's thread then writes its share and a
     note of what it wrote; rank 0's thread waits for all notes and commits. The threads talk through the folder alone, which
-    all ranks share, so no communication of theirs can come between those of the training. One save is under way at a time.
+    all ranks share, so no communication of theirs can come between those of the training. A rank that cannot write takes a
+    file away, which a full disk allows. One save is under way at a time.
+
+    Use as a context manager around the training. Where it fails, what is under way is brought to its end, for nobody may
+    write into a folder that the training no longer holds. Only after errors that not all ranks have alike it is given up as
+    in a process that is killed: one of them may be gone, and its note would never come.
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
@@ -65,6 +70,16 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._problem = ""
         self._broken: BaseException | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        alike = isinstance(error, ConfigError) or (isinstance(error, Exception) and self._world == 1)
+        if self._thread is not None and alike:
+            self._thread.join()
+            if problem := self._problem or self._broken:
+                print(f"warning: {problem}; the checkpoints before it stay", file=sys.stderr, flush=True)
 
     def begin(self, engine: Engine, progress: Progress, config: Mapping[str, Any], prune: bool) -> str:
         """Start to write a checkpoint of the current step; collective. With `prune` those that need not be kept go then.
@@ -83,10 +98,12 @@ class Writer:
         side = final.with_name(final.name + WRITTEN)
         if self._rank == 0:
             try:
+                remove_unfinished(self.folder)  # a failed save is in the way of this one
                 if prune:
                     make_room(self.folder, 3 * 4 * sum(math.prod(shape) for shape in engine.shapes.values()))
-                _remove_folder(side)
                 side.mkdir(parents=True)
+                for rank in range(1, self._world):
+                    (side / _pending(rank)).touch()
             except OSError as error:
                 self._problem = f"{final} could not be written ({error})"
         dist.barrier()
@@ -132,40 +149,27 @@ class Writer:
                     commit(side, final, meta, self._notes(side))
                     if prune_too:
                         prune(self.folder, self.keep_last, self.keep_every)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                self._problem = f"{final} could not be written ({error})"
-            else:
-                self._broken = error
-            with contextlib.suppress(OSError):
-                write_text(side / _note(self._rank), "{}")  # rank 0 need not wait
+        except OSError as error:
+            self._problem = f"{final} could not be written ({error})"
+        except BaseException as error:  # whatever it is, it would end with this thread: `settle` raises it
+            self._broken = error
+        if self._rank and (self._problem or self._broken is not None):
+            with contextlib.suppress(OSError):  # the folder itself is not there, and rank 0 knows
+                (side / _pending(self._rank)).unlink()
 
     def _notes(self, side: Path) -> dict[str, FileRecord]:
         """What all ranks have written, once the last of them has; raises OSError if one could not."""
         records: dict[str, FileRecord] = {}
         for rank in range(self._world):
-            note = side / _note(rank)
+            note, pending = side / _note(rank), side / _pending(rank)
             while not note.exists():
+                if not pending.exists():
+                    raise OSError(f"rank {rank} could not write its share")
                 time.sleep(0.02)
-            written = RECORDS.validate_json(note.read_bytes())
-            if not written:
-                raise OSError(f"rank {rank} could not write its share")
-            records |= written
+            records |= RECORDS.validate_json(note.read_bytes())
             note.unlink()
+            pending.unlink(missing_ok=True)  # rank 0 has none
         return records
-
-
-def save(folder: Path, engine: Engine, progress: Progress, config: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of the current step under `folder` and wait for it; collective. Returns its path.
-
-    Raises:
-        CheckpointError: it could not be written, on all ranks.
-    """
-    writer = Writer(folder, 1, None)
-    writer.begin(engine, progress, config, prune=False)
-    if problem := writer.settle():
-        raise CheckpointError(problem)
-    return folder / f"step-{progress.step:08d}"
 
 
 def write_share(side: Path, share: Mapping[str, dict[str, Tensor]], part: str) -> dict[str, FileRecord]:
@@ -201,6 +205,11 @@ def _note(rank: int) -> str:
     return f"rank-{rank:05d}.json"
 
 
+def _pending(rank: int) -> str:
+    """Name of an empty file that lies there unless that rank has failed."""
+    return f"rank-{rank:05d}.pending"
+
+
 def commit(side: Path, final: Path, meta: Meta, records: Mapping[str, FileRecord]) -> None:
     """Complete the folder `side`, whose tensor files are `records`, and give it its name: from then on it is there."""
     write_text(side / META, meta.model_dump_json(indent=1) + "\n")
@@ -215,7 +224,7 @@ def commit(side: Path, final: Path, meta: Meta, records: Mapping[str, FileRecord
 
 
 def load(path: Path, engine: Engine) -> Progress:
-    """Restore the state that `save` wrote, under any number of ranks and any ZeRO stage; collective.
+    """Restore the state that a `Writer` wrote, under any number of ranks and any ZeRO stage; collective.
 
     Raises:
         CheckpointError: a damaged file (whoever chooses a checkpoint verifies it), or a checkpoint of another model.

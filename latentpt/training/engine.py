@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from latentpt.run.checkpoints import shapes_of
 from latentpt.run.sections import OptimizerConfig, ZeroConfig
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ class Engine:
         self.model, self.device, self.zero, self.precision = model.to(device), device, zero, precision
         self.accumulation, self._loss, self.clip = accumulation, loss, optimizer.clip
         self.names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.names.items()}
+        self.shapes = shapes_of(self.names)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optimizer.weight_decay),
             lr=optimizer.lr,
@@ -234,9 +235,8 @@ class Engine:
 
     def _step_unpartitioned(self) -> None:
         for parameter in self.names.values():
-            if (
-                parameter.grad is None
-            ):  # not used in this step; the other stages take that for a gradient of zero
+            # One that was not used in this step has none; the other stages take that for a gradient of zero.
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

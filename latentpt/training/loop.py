@@ -7,7 +7,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -22,7 +21,7 @@ from latentpt.training import checkpoint
 from latentpt.training.engine import Engine
 from latentpt.training.guard import LossWatch, SkippedSteps, StopSignals
 from latentpt.training.monitor import Clock, Monitor
-from latentpt.training.origin import changes, from_rank_0
+from latentpt.training.origin import Claim, changes, from_rank_0
 from latentpt.training.watchdog import Watchdog
 
 
@@ -84,15 +83,15 @@ C = TypeVar("C", bound=LoopConfig)
 class Loop(ABC, Generic[C]):
     """One training in one process of several. `run` is the loop; a kind of training says what a step of it is."""
 
-    def __init__(
-        self, config: C, engine: Engine, origin: Path | None, total: int, device: torch.device
-    ) -> None:
-        """`origin` is the checkpoint to go on from, `total` the training's optimizer steps."""
+    def __init__(self, config: C, engine: Engine, claim: Claim, total: int, device: torch.device) -> None:
+        """`claim` says where to go on from and on which data, `total` the training's optimizer steps."""
+        origin = claim.origin
         self.config, self.engine, self.device = config, engine, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.total = total
         self.end = min(total, config.training.stop_at or total)
         self.progress = checkpoint.load(origin, engine) if origin is not None else Progress()
+        self.progress.data = claim.data
         values = config.model_dump(mode="json")
         self.changed = [key for key, *_ in changes(values, origin)] if origin is not None else []
         if self.changed:  # a lower learning rate begins with a clean sheet
@@ -126,7 +125,7 @@ class Loop(ABC, Generic[C]):
 
     @abstractmethod
     def summary(self) -> dict[str, Any]:
-        """What is told at the end besides steps, tokens and seconds; collective."""
+        """What is told at the end besides steps, tokens and seconds; collective, the first rank's is told."""
 
     def open(self, stack: ExitStack) -> None:
         """Open what is read from step to step until `stack` ends."""
@@ -144,6 +143,7 @@ class Loop(ABC, Generic[C]):
             settings = self.config.training
             watchdog = Watchdog(settings.silence, settings.patience, signals.orphaned)
             self.mark = stack.enter_context(watchdog).mark
+            stack.enter_context(self.writer)
             if self.rank == 0:
                 events = folder.tensorboard if monitor.tensorboard else None
                 self.monitor = stack.enter_context(
@@ -172,7 +172,7 @@ class Loop(ABC, Generic[C]):
     def assessed(self) -> bool:
         """Whether held-out data were measured after the step from which the training goes on: it may have ended between
         the checkpoint and that."""
-        lines = read_metrics(self.config.folder.metrics)
+        lines = read_metrics(self.config.folder.metrics) if self.rank == 0 else []
         return from_rank_0(
             any(line["kind"] == "validation" and line["step"] == self.progress.step for line in lines)
         )

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from latentpt.run.exits import to_nowhere
 
 # Dense bf16 peaks in TFLOP/s from the vendors' data sheets, by a part of the device's name.
 PEAK_TFLOPS = {
@@ -75,13 +77,6 @@ class Clock:
 CONSOLE = "the console"
 
 
-def _to_nowhere(stream: TextIO) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
 class Monitor:
     """Writes what one rank measures. Use as a context manager.
 
@@ -135,8 +130,8 @@ class Monitor:
         except (OSError, ValueError) as error:  # ValueError: the file is closed
             if where not in self._failed:
                 self._failed.add(where)
-                if where == CONSOLE:  # whatever is still to come, Python's last flush too, would fail again
-                    _to_nowhere(sys.stdout)
+                if where == CONSOLE:  # whatever is still to come would fail again
+                    to_nowhere(sys.stdout)
                 with contextlib.suppress(OSError, ValueError):
                     print(
                         f"warning: {where} cannot be written ({error}); the training goes on",

@@ -31,6 +31,8 @@ class Claim:
     start: Start
     origin: Path | None
     """The checkpoint from which the training continues, None for a new one."""
+    data: dict[str, str]
+    """What the training reads now, see `latentpt.data.identity`."""
     there: bool
     held: ExitStack
 
@@ -50,7 +52,7 @@ class Claim:
 
 @contextmanager
 def claimed(
-    config: FolderConfig, start: Start, fixed: Sequence[str], data: Mapping[str, str]
+    config: FolderConfig, start: Start, fixed: Sequence[str], data: dict[str, str]
 ) -> Iterator[Claim]:
     """Keep a run's folder for this training while the block runs; collective.
 
@@ -63,7 +65,7 @@ def claimed(
         there = from_rank_0(folder.is_dir())
         if there:
             hold(folder, held)
-        yield Claim(config, start, find_origin(config, start, fixed, data), there, held)
+        yield Claim(config, start, find_origin(config, start, fixed, data), data, there, held)
 
 
 def find_origin(
@@ -91,7 +93,7 @@ def find_origin(
         refuse_unfinished(folder.checkpoints)
         return None
     if start.step is not None:
-        saved = [checkpoints.find(folder.checkpoints, start.step)]
+        saved = [checkpoints.choose(saved, folder.checkpoints, start.step)]
     origin = newest_intact(saved)
     for key, old, new in changes(config.model_dump(mode="json"), origin):
         if key.startswith(tuple(fixed)):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentpt.config import ConfigError, build, differences, read_config
 from latentpt.modeling.config import ModelConfig
-from latentpt.run import RunConfig, RunFolder
+from latentpt.run import RunConfig, load_model
+from latentpt.run.folder import with_folder
 
 if TYPE_CHECKING:
     from latentpt.thoughts.model import LanguageModel
@@ -36,8 +37,7 @@ def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
             thoughts.setdefault("embed_scale", scale)
     elif isinstance(start, str) and start and not Path(start).exists() and "model" not in values:
         raise ConfigError(f"training.start_from = {start}: there is no such folder to take the model from")
-    config = build(RunConfig, values, origins)
-    return config if config.output else config.model_copy(update={"output": f"runs/{Path(path).stem}"})
+    return with_folder(build(RunConfig, values, origins), path)
 
 
 def is_published(path: Path) -> bool:
@@ -63,28 +63,22 @@ def _check_same(start: str, given: Any, size: ModelConfig) -> None:
 def load_start(config: RunConfig, model: LanguageModel) -> None:
     """Give a new model the weights that training.start_from names: a run's latest, or those somebody published.
 
-    Parameters of the method keep their first values if the source thinks otherwise. Raises ConfigError or
+    Of the method's parameters those are taken that both have, and none if the source thinks otherwise. Raises ConfigError or
     CheckpointError for weights that are not there, damaged, or of another model.
     """
     import torch
 
     from latentpt.hub.folders import load_folder
-    from latentpt.run import checkpoints
+    from latentpt.run.checkpoints import check_shapes, shapes_of
 
     start = Path(config.training.start_from)
-    if not is_published(start):
-        checkpoints.load_weights(checkpoints.find(RunFolder(start).checkpoints), model, may_lack="method.")
-        return
-    source = load_folder(start)
-    theirs = dict(source.named_parameters())
-    same_method = source.thoughts.method == config.thoughts.method
+    source = load_folder(start) if is_published(start) else load_model(start)[0]
+    theirs, ours = dict(source.named_parameters()), dict(model.named_parameters())
+    left = {name for name in theirs.keys() | ours.keys() if name.startswith("method.")}
+    if source.thoughts.method == config.thoughts.method:
+        left -= theirs.keys() & ours.keys()
+    theirs, ours = ({n: p for n, p in side.items() if n not in left} for side in (theirs, ours))
+    check_shapes(start, shapes_of(theirs), shapes_of(ours))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name not in theirs or not (same_method or name.startswith("decoder.")):
-                continue
-            if theirs[name].shape != parameter.shape:
-                raise ConfigError(
-                    f"{start}: {name} has shape {tuple(theirs[name].shape)}, "
-                    f"the configuration asks for {tuple(parameter.shape)}"
-                )
+        for name, parameter in ours.items():
             parameter.copy_(theirs[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from latentpt.training.engine import Engine, start_processes
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.loop import Loop
 from latentpt.training.monitor import peak_flops
-from latentpt.training.origin import claimed
+from latentpt.training.origin import Claim, claimed
 from latentpt.training.start import load_start
 
 WRITING_PARAMETERS = 1_000_000_000
@@ -68,7 +67,7 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
         if claim.origin is None and config.training.start_from:
             load_start(config, model)
         claim.make_ready(device)
-        return Trainer(config, model, data, held_out, claim.origin, device).run()
+        return Trainer(config, model, data, held_out, claim, device).run()
 
 
 def build_model(config: RunConfig) -> LanguageModel:
@@ -121,7 +120,7 @@ class Trainer(Loop[RunConfig]):
         model: LanguageModel,
         data: SampleSource,
         held_out: dict[str, TokenDataset],
-        origin: Path | None,
+        claim: Claim,
         device: torch.device,
     ) -> None:
         self.model, self.data, self.held_out = model, data, held_out
@@ -138,8 +137,7 @@ class Trainer(Loop[RunConfig]):
             settings.accumulation(self.length, dist.get_world_size()),
             device,
         )
-        super().__init__(config, engine, origin, config.steps, device)
-        self.progress.data = data_identity(config.data)
+        super().__init__(config, engine, claim, config.steps, device)
         self.end_token = data.eod_id if config.data.mask_documents else None
         self.adaptive: AdaptiveRefinements | None = None
         if config.thoughts.residual_target is not None:
@@ -285,7 +283,8 @@ class Trainer(Loop[RunConfig]):
 
     def summary(self) -> dict[str, Any]:
         """The last losses."""
-        final = {line["kind"]: line.get("loss") for line in read_metrics(self.config.folder.metrics)}
+        lines = read_metrics(self.config.folder.metrics) if self.rank == 0 else []
+        final = {line["kind"]: line.get("loss") for line in lines}
         return {"train_loss": final.get("train"), "validation_loss": final.get("validation")}
 
     def conclude(self) -> None:

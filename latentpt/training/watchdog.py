@@ -5,8 +5,8 @@
     no rank gets on: one hangs, the others wait for it                     the one that is furthest behind is named, all end
 
 Every rank leaves a sign of life in the store over which the ranks found one another; rank 0 reads them. The store lives in
-rank 0 (or in torchrun), so a rank that gets no answer from it knows who is silent. Nothing here communicates as the training
-does, whose collectives are what a silent rank blocks.
+rank 0, so a rank that gets no answer from it knows who is silent; torchrun's lives in torchrun and ends with it. Nothing here
+communicates as the training does, whose collectives are what a silent rank blocks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch.distributed as dist
 
-LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "torch.distributed.launch")
+LAUNCHERS = {
+    "deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch",
+    "torchrun", "torch.distributed.run", "torch.distributed.launch",
+}  # fmt: skip
+"""Commands and modules."""
 BEAT = 1.0
 """Seconds between signs of life."""
 EXIT_CODE = 1
@@ -44,12 +49,14 @@ class Watchdog:
         self._launchers = launchers()
         self._orphaned_at: float | None = None
         self._answered = time.monotonic()
+        self._launcher_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._signs = SignsOfLife(self._world, silence, patience)
 
     def __enter__(self) -> Watchdog:
         if self._world > 1:
-            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # a connection of our own
-            self._store = dist.PrefixStore("watchdog", store)
+            shared = dist.distributed_c10d._get_default_store()
+            own = shared.clone()  # type: ignore[attr-defined]  # torch's stubs do not know Store.clone, a connection of our own
+            self._store = dist.PrefixStore("watchdog", own)
             threading.Thread(target=self._keep_exchanging, name="signs of life", daemon=True).start()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -72,10 +79,16 @@ class Watchdog:
             if looked - before > self.silence / 2:  # this rank was away itself: the whole job was suspended
                 self._answered = looked
             quiet = looked - self._answered
-            if self._world > 1 and quiet > self.silence:  # its store waits for answers without end
+            # the other thread waits for an answer without end
+            if self._world > 1 and quiet > self.silence and not self._store_is_gone:
                 self._end(
                     f"rank 0 has not answered for {quiet:.0f} seconds: it is suspended or its machine is gone"
                 )
+
+    @property
+    def _store_is_gone(self) -> bool:
+        """Whether the store has ended with the launcher: then no answer says nothing of rank 0."""
+        return self._launcher_has_store and self._orphaned_at is not None
 
     def _look_for_launcher(self) -> None:
         now = time.monotonic()
@@ -91,7 +104,8 @@ class Watchdog:
                 self._exchange()
                 self._answered = time.monotonic()
         except dist.DistError as error:
-            if not self._stop.wait(5 * BEAT):  # rank 0 may have come to its end before this one
+            # rank 0 may have come to its end before this one; whether the launcher has the other thread sees meanwhile
+            if not self._stop.wait(5 * BEAT) and not self._store_is_gone:
                 self._end(f"rank 0 does not answer: it has ended ({str(error).splitlines()[0]})")
 
     def _exchange(self) -> None:
@@ -152,7 +166,7 @@ def launchers() -> list[psutil.Process]:
     found = []
     for parent in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
-            if any(name in word for word in parent.cmdline()[:4] for name in LAUNCHERS):
+            if any(Path(word).name in LAUNCHERS for word in parent.cmdline()[:4]):
                 found.append(parent)
     return found
 

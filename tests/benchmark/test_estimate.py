@@ -1,7 +1,12 @@
 """Estimates against the real step on this machine."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 
 from latentpt.benchmark.estimate import estimate, report
 from latentpt.benchmark.memory import PeakMemory
@@ -75,3 +80,20 @@ def test_the_report_names_every_figure_with_its_unit():
     for word in ("parameters", "FLOPs per token", "GiB", "largest micro-batch", "bytes", "tokens/s"):
         assert word in text
     assert "none fits" in report(config_of({}), devices=1, memory_gib=1e-6, tflops=1.0)
+
+
+def test_a_continued_training_is_estimated_at_the_size_of_its_source(tmp_path):
+    source = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=18, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    source.save_pretrained(tmp_path / "hf")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"data: {{sequence_length: 64}}\ntraining: {{start_from: {tmp_path / 'hf'}, steps: 1, batch_samples: 8}}\n"
+    )
+    script = Path(__file__).resolve().parents[2] / "launch" / "bench.py"
+    command = [sys.executable, str(script), "--config", str(file), "--estimate"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    size = transformers.AutoModelForCausalLM.from_config(source).num_parameters()
+    assert told.splitlines()[0].split() == ["parameters", f"{size:,}"]

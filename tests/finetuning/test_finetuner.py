@@ -15,6 +15,7 @@ import torch
 from latentpt.config import ConfigError, to_yaml
 from latentpt.data.errors import DataError
 from latentpt.files import exclusive
+from latentpt.finetuning import trainer
 from latentpt.finetuning.config import Mode
 from latentpt.finetuning.reasoner import load_reasoner
 from latentpt.finetuning.trainer import finetune
@@ -94,6 +95,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(mode, stop, data, tmp_pa
         assert [line["loss"] for line in a.values()] == [line["loss"] for line in b.values()]
     for name, parameter in tensors(whole).items():
         assert torch.equal(parameter, tensors(resumed)[name]), name
+
+
+def test_the_batch_proposed_for_ranks_that_do_not_divide_it_can_be_divided():
+    with pytest.raises(ConfigError, match=r"on 2 ranks; .* is training.batch = 16$"):
+        trainer._micro_batches(17, 8, 2)
+    assert trainer._micro_batches(16, 8, 2) == 1
+
+
+def test_a_best_checkpoint_that_could_not_be_written_is_written_by_the_next_start(
+    data, tmp_path, monkeypatch
+):
+    config = tiny(tmp_path / "run", data, "cot", training={"epochs": 1}, checkpoint={"every": 1})
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_reasoner", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            finetune(config)
+    finetune(config)
+    assert tensors(config)
+    (measured,) = lines(config, "validation").values()
+    assert json.loads(config.folder.summary.read_text())["best_validation_accuracy"] == measured["accuracy"]
 
 
 @pytest.mark.slow

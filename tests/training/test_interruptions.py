@@ -14,7 +14,7 @@ from latentpt.run import checkpoints, load_model, load_run_config, read_metrics
 from latentpt.run.command import Start
 from latentpt.training import checkpoint, trainer
 from latentpt.training.trainer import train
-from tests.training.small import ROOT, environment, losses, tiny_run
+from tests.training.small import ROOT, environment, finish, losses, start_ranks, tiny_run
 
 PRETRAIN = str(ROOT / "launch" / "pretrain.py")
 
@@ -191,6 +191,69 @@ def test_no_checkpoint_goes_while_steps_are_skipped_and_a_lower_rate_goes_on_fro
     assert load_run_config(config.folder.earlier_config(4)).optimizer.lr == 1e-2
     changed = [line for line in read_metrics(config.folder.metrics) if line["kind"] == "changed"]
     assert [(line["step"], line["keys"]) for line in changed] == [(4, ["optimizer.lr"])]
+
+
+def test_a_training_that_diverges_while_a_save_is_under_way_completes_it_before_it_lets_go(
+    text, tmp_path, monkeypatch
+):
+    config = tiny_run(tmp_path / "run", text, training={"max_skipped": 1}, checkpoint={"every": 2})
+    finite, save_file, calls = trainer.training_loss, checkpoint.save_file, []
+
+    def loss(model, tokens, schedule, *more):
+        calls.append(None)
+        return finite(model, tokens, schedule, *more) * (float("nan") if len(calls) > 8 else 1.0)
+
+    def save_slowly(tensors, path):
+        time.sleep(0.5)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(trainer, "training_loss", loss)
+    monkeypatch.setattr(checkpoint, "save_file", save_slowly)
+    with pytest.raises(ConfigError, match="last finite step was 2"):
+        train(config)
+    assert [path.name for path in config.folder.checkpoints.iterdir()] == ["step-00000002"]
+
+
+def test_what_a_failed_save_left_behind_is_gone_when_the_next_one_is_written(text, tmp_path, monkeypatch):
+    config = tiny_run(tmp_path / "run", text, training={"steps": 4}, checkpoint={"every": 2})
+    save_file = checkpoint.save_file
+
+    def save_or_fail(tensors, path):
+        save_file(tensors, path)
+        if "step-00000002" in str(path):
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_or_fail)
+    train(config)
+    assert [path.name for path in config.folder.checkpoints.iterdir()] == ["step-00000004"]
+
+
+# One of two ranks; the disk of the second is so full at step 2 that not even a note fits on it.
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from tests.training.small import tiny_run
+from latentpt.training import checkpoint, trainer
+save_file, write_text = checkpoint.save_file, checkpoint.write_text
+def full(path):
+    if os.environ["RANK"] == "1" and "step-00000002" in str(path):
+        raise OSError("the disk is full")
+checkpoint.save_file = lambda tensors, path: full(path) or save_file(tensors, path)
+checkpoint.write_text = lambda path, text: full(path) or write_text(path, text)
+limits = {"steps": 4, "patience": 30.0}
+trainer.train(tiny_run(Path(sys.argv[2]), Path(sys.argv[1]), training=limits, checkpoint={"every": 2}))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_even_say_so_keeps_no_other_waiting(text, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(FULL_DISK)
+    first, _ = finish(start_ranks(2, script, text, tmp_path / "run"))
+    assert "step-00000002 could not be written" in first and "the training goes on" in first
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+    checkpoints.verify(folder / "step-00000004")
 
 
 def test_a_checkpoint_without_its_mark_is_not_trained_over(text, tmp_path):

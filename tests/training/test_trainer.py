@@ -205,6 +205,21 @@ def test_a_latent_training_can_start_from_the_weights_of_a_vanilla_one(text, tmp
     assert not (tmp_path / "wider").exists()
 
 
+def test_a_training_starts_from_the_decoder_of_one_that_thinks_otherwise(text, tmp_path):
+    pause = tiny_run(tmp_path / "pause", text, thoughts={"method": "pause", "num_thoughts": 1})
+    train(tiny_run(tmp_path / "pause", text, thoughts=pause.thoughts.model_dump(), training={"stop_at": 1}))
+    source, _ = load_model(tmp_path / "pause")
+    for name in ("vanilla", "latent"):
+        thoughts = {"method": name, "num_thoughts": int(name != "vanilla")}
+        start = {"start_from": str(tmp_path / "pause"), "stop_at": 1}
+        later = tiny_run(tmp_path / name, text, thoughts=thoughts, training=start, optimizer={"lr": 1e-12})
+        train(later)
+        found, _ = load_model(tmp_path / name)
+        torch.testing.assert_close(
+            found.decoder.state_dict(), source.decoder.state_dict(), atol=1e-10, rtol=0
+        )
+
+
 def test_a_mixture_is_read_and_every_held_out_source_has_its_loss(text, tmp_path):
     pairs = {name: str(text / name) for name in ("train", "validation")}
     sources = [{"path": path, "weight": 1 + 2 * (name == "train")} for name, path in pairs.items()]

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from latentpt.run import checkpoints
+from latentpt.training import watchdog
 from latentpt.training.trainer import train
 from latentpt.training.watchdog import SignsOfLife
 from tests.training.small import environment, free_port, losses, tiny_run
@@ -101,3 +103,52 @@ def test_when_the_launcher_ends_the_ranks_save_and_leave_no_process(number, text
     short = {"training": {"steps": 2000, "batch_samples": 4, "stop_at": step + 2}}
     train(tiny_run(tmp_path / "run", text, **LONG | short))
     assert len(losses(config)) == step + 2
+
+
+# A rank whose steps take four seconds: longer than it takes to see that the store of torchrun has ended with it.
+SLOW_STEPS = """
+import sys, time
+from pathlib import Path
+from tests.training.small import tiny_run
+from latentpt.training import trainer
+loss = trainer.training_loss
+trainer.training_loss = lambda *given: time.sleep(4) or loss(*given)
+sections = {"training": {"steps": 50, "batch_samples": 4}, "validation": {"every": 50}}
+trainer.train(tiny_run(Path(sys.argv[2]), Path(sys.argv[1]), **sections))
+"""
+
+
+@pytest.mark.slow
+def test_when_torchrun_is_killed_the_ranks_save_although_their_store_ended_with_it(text, tmp_path):
+    config = tiny_run(tmp_path / "run", text)
+    script = tmp_path / "rank.py"
+    script.write_text(SLOW_STEPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), script, text, config.folder.path]
+    log = (tmp_path / "log").open("w")
+    runner = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    wait_for_lines(config, 1, runner)
+    ranks = psutil.Process(runner.pid).children(recursive=True)
+    runner.kill()
+    runner.wait(60)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive, (tmp_path / "log").read_text()
+    assert "(end of the launcher); run again to go on" in (tmp_path / "log").read_text()
+    assert checkpoints.committed(config.folder.checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        (["python", "-u", "-m", "deepspeed.launcher.launch", "--node_rank=0"], True),
+        (["/env/bin/python", "/env/bin/torchrun", "train.py"], True),
+        (["/envs/deepspeed/bin/python", "launch/compare.py"], False),
+        (["sh", "-c", "cd deepspeed && python launch/pretrain.py"], False),
+    ],
+)
+def test_a_launcher_is_known_by_its_command_not_by_a_word_in_a_path(command, found, monkeypatch):
+    parent = SimpleNamespace(cmdline=lambda: command)
+    monkeypatch.setattr(watchdog.psutil, "Process", lambda: SimpleNamespace(parents=lambda: [parent]))
+    assert bool(watchdog.launchers()) == found
