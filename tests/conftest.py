@@ -45,6 +45,17 @@ def thinking(method, thoughts=2):
     return {"method": method, "num_thoughts": 0 if METHODS[method].one_slot else thoughts}
 
 
+def visibilities(name):
+    """What the slots of a method may be told to see; one slot sees the same under any name."""
+    method = METHODS[name]
+    free = method.fixed_visibility is None and not method.one_slot
+    return ("causal", "stage_causal") if free else ("causal",)
+
+
+VISIBLE = [(name, visibility) for name in METHODS for visibility in visibilities(name)]
+"""Every method with everything that its slots may see."""
+
+
 def tiny_ids(rows=2, length=7, vocab=37, seed=0):
     """Random ids int64 [rows, length]."""
     return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CASES
+from bench.options import read_options
 from bench.results import ROOT, Results, chip_name
 
 TESTS_SHARE = 0.6
@@ -30,22 +31,17 @@ ENDING = 5.0
 
 
 def main() -> int:
-    """0 if every test passed and every case was measured, 1 if not, 2 without a CUDA device."""
+    """0 if every test passed and every case was measured, 1 if not; ends with 2 as `read_options` does."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs/results/gpu", metavar="DIR")
     parser.add_argument("--seconds", type=float, default=570, help="budget of time (default 570)")
     parser.add_argument(
         "--workers", type=int, default=4, help="processes that run tests (default 4; 0: this one's)"
     )
-    parser.add_argument(
-        "--dry", action="store_true", help="on a CPU, at tiny sizes: whether the code runs, no figures"
+    options = read_options(
+        parser, ROOT / "docs/results/gpu", "where DIR/<chip>.json is written (default docs/results/gpu)"
     )
-    options = parser.parse_args()
-    if not options.dry and not torch.cuda.is_available():
-        print("there is no CUDA device; --dry runs the code at tiny sizes on the CPU", file=sys.stderr)
-        return 2
     started = time.monotonic()
     chip = "cpu" if options.dry else chip_name(torch.cuda.get_device_name())
     results = Results(options.folder, chip)

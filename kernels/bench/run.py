@@ -12,28 +12,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CASES
 from bench.measure import Device, Row, measure_device, median_ms, table
+from bench.options import read_options
 from bench.results import Results, chip_name
 from latentpt_kernels import dispatch
 
 
 def main() -> int:
-    """Print a table an operation; 2 if there is no CUDA device and --dry was not given."""
+    """Print a table an operation; ends with 2 as `read_options` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=CASES, help="one operation instead of all")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="also write everything to DIR/<chip>.json")
     parser.add_argument(
         "--go-on", action="store_true", help="leave out cases that DIR/<chip>.json has already"
     )
     parser.add_argument(
         "--repeats", type=int, default=20, help="timed runs of each implementation (default 20)"
     )
-    parser.add_argument(
-        "--dry", action="store_true", help="tiny sizes on the CPU: whether the code runs, no figures"
-    )
-    options = parser.parse_args()
-    if not options.dry and not torch.cuda.is_available():
-        print("there is no CUDA device; --dry runs the code at tiny sizes on the CPU", file=sys.stderr)
-        return 2
+    options = read_options(parser, None, "also write everything to DIR/<chip>.json")
     device = torch.device("cpu" if options.dry else "cuda")
     dtype = torch.float32 if options.dry else torch.bfloat16
     repeats = 1 if options.dry else options.repeats

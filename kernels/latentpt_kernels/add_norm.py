@@ -86,9 +86,8 @@ class _AddNorm(torch.autograd.Function):
         *normed, summed, mean, rstd = torch.ops.latentpt.add_norm(x, residual, weights, biases, eps, layer)
         summed = x if residual is None else summed
         ctx.save_for_backward(summed, mean, rstd, *weights)
-        ctx.set_materialize_grads(
-            False
-        )  # zeros for a sum that nobody reads would be written and read for nothing
+        # Zeros for a sum that nobody reads would be written and read for nothing.
+        ctx.set_materialize_grads(False)
         ctx.layer, ctx.biases, ctx.dtypes = layer, bool(biases), (x.dtype, getattr(residual, "dtype", None))
         return *normed, summed if residual is not None else summed.view_as(summed)
 

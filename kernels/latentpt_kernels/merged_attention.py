@@ -248,9 +248,8 @@ class Efficient(Kernel):
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v."""
-        padded = F.pad(
-            lse, (0, -lse.shape[-1] % 32), value=float("inf")
-        ).contiguous()  # exp(score - inf) = 0 beyond the end
+        # exp(score - inf) = 0 beyond the end.
+        padded = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()
         return aten._scaled_dot_product_efficient_attention_backward.default(
             grad,
             q,

@@ -42,13 +42,6 @@ class Sampling:
         return [stream(self.seed, "row", row) for row in range(rows)]
 
 
-def sample(logits: Tensor, sampling: Sampling, streams: Sequence[torch.Generator]) -> list[int]:
-    """One id per row of logits [B, V]."""
-    numbers = None if sampling.temperature == 0 else uniform(streams)
-    chosen: list[int] = choose(logits, sampling, numbers).tolist()
-    return chosen
-
-
 def choose(logits: Tensor, sampling: Sampling, numbers: Tensor | None) -> Tensor:
     """One id per row of logits [B, V], int64 [B], by numbers in [0, 1), [B], which a greedy choice does without."""
     if sampling.temperature == 0:

@@ -67,11 +67,11 @@ class StaticCache(Cache):
         self._counted = positions
         self._cells.clear()
 
-    def place(self, layer: int, columns: Sequence[Column]) -> Tensor:  # type: ignore[override]
+    def place(self, layer: int, columns: Sequence[Column]) -> Tensor:
         """The rows of single cells that follow one another, int32 [n]."""
         return self._cell(layer, columns[0], len(columns))
 
-    def up_to(self, layer: int, column: Column) -> list[Place]:
+    def up_to(self, layer: int, column: Column) -> Sequence[Place]:
         """What a single cell sees once it is written, itself included."""
         grid = self.traits.grid(layer)
         seen = _seen(self.traits, layer, column.slot)

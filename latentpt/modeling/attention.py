@@ -164,20 +164,18 @@ class Attention(nn.Module):
         `watch` is shown q [B, L, R, H, D] and k [B, L, S, H_kv, D]. With log-weights heads are D + 1 wide, see `weighed`.
         """
         *turning, v = self.qkv(x, read)
-        heads = [self.qkv.heads, self.qkv.kv_heads]
         if injection is not None:
-            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+            q, k = self.apart(turning)
             k, v = injection.keys_values(x, k, v, memory)
             turning = [q, k]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+            q, k = self.apart(turning)
             turning = [self.q_norm(q), self.k_norm(k)]
         if angles is not None and dispatch.wanted(x):
-            q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
-            turning = list(_rotate_both(q, k, angles))
+            turning = list(_rotate_both(*self.apart(turning), angles))
         elif angles is not None:
             turning = [rotate(part, angles) for part in turning]
-        q, k = turning if len(turning) == 2 else turning[0].split(heads, dim=-2)
+        q, k = self.apart(turning)
         if view.log_weights is not None:
             q, k, v = weighed(q, k, v, view.log_weights)
         if watch is not None:
@@ -206,6 +204,11 @@ class Attention(nn.Module):
             found = found[..., : self.qkv.width].transpose(1, 2)
             attended.append(found.flatten(2).unflatten(1, (-1, asking.shape[2])))
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)), (k, v)
+
+    def apart(self, turning: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries [B, L, R, H, D] and keys [B, L, S, H_kv, D], which are one tensor as long as nothing tells them apart."""
+        q, k = turning if len(turning) == 2 else turning[0].split([self.qkv.heads, self.qkv.kv_heads], dim=-2)
+        return q, k
 
     def attend(self, q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
         """q [B, H, n, D] over the blocks; one causal sequence goes to the backend."""

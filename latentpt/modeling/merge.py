@@ -56,9 +56,8 @@ def attend_blocks(q: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     if any(block.mask is not None for block in blocks):
         return attend_dense(q, blocks)
     numbers = [block.documents for block in blocks if block.documents is not None]
-    if numbers and not dispatch.wanted(
-        q
-    ):  # a CPU has no kernel for numbers, and is faster if it keeps the mask
+    if numbers and not dispatch.wanted(q):
+        # A CPU has no kernel for numbers, and is faster if it keeps the mask.
         return attend_dense(q, blocks)
     if len(blocks) == 1 and blocks[0].relation is Relation.ALL and not numbers:
         k, v, *_ = blocks[0]

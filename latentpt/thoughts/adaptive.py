@@ -77,7 +77,7 @@ class Tail(Routed):
 
     def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
         super().__init__(config, correctness=0.0)
-        self.size = max(config.num_thoughts, 1)
+        self.size = config.num_thoughts
         self.router = Router(model.hidden_size, config.num_slots)
 
     def records(self, decoder: Decoder, slots: range, before: Before) -> Tensor:

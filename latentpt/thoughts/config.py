@@ -19,6 +19,10 @@ FILLING = (
     "ponder",
     "ponder_hidden",
     "sequential_hidden_decoding",
+    "mid_loop",
+    "dual_slot",
+    "alcot",
+    "ponder3",
 )
 """Methods that do nothing but fill latent slots, of which there must be one then."""
 
@@ -84,8 +88,8 @@ class ThoughtsConfig(Section):
     # A state carried from token to token: lrt, fbt, t2mlr.
     loss_weights: tuple[NotNegative, ...] | None = None
     """Methods lrt, fbt and t2mlr: factors on the losses of the last sweeps, the last one's at the end; sweeps before them
-    count nothing, and where there are fewer sweeps the last factors are scaled to the sum of all. null means the method's own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the
-    last alone."""
+    count nothing, and where there are fewer sweeps the last factors are scaled to the sum of all. null means the method's
+    own: lrt the mean over sets, fbt the first plus the mean of the others, t2mlr the last alone."""
     detach: bool = False
     """Methods lrt, fbt and t2mlr: let no gradient through the states that are carried."""
     zero_init: bool = False

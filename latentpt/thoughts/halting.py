@@ -12,6 +12,7 @@ as logarithms, a record that a cell hands to the next slot beside its state.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.state import Before
 
 
-class Halting(nn.Module):
+class Halting(nn.Module, ABC):
     """Says how far each token goes; a subclass makes the records."""
 
     weighs = False
@@ -60,13 +61,13 @@ class Halting(nn.Module):
         """Whether any token may stop early."""
         return self.threshold > 0
 
+    @abstractmethod
     def records(self, decoder: Decoder, slots: range, before: Before) -> Tensor:
         """Records [B, L, n, size] of latent slots, from the states [B, L, n, d] and records that they are fed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, model: ModelConfig, slot: int) -> int:
         """Forward FLOPs of one cell's record."""
-        raise NotImplementedError
 
     def forward(self, decoder: Decoder, slots: range, before: Before) -> Tensor:
         """The records, HIDDEN where the token has stopped."""

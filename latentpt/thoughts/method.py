@@ -154,18 +154,19 @@ class ThoughtMethod(nn.Module):
     def stop_below(self, threshold: float) -> None:
         """From now on tokens stop thinking where their weight falls below `threshold`, a share; 0: nowhere.
 
-        A method with a router has its own weights, any other goes by the confidence of slot 0 (`halting.Confidence`).
-        Raises ConfigError for a method that does neither.
+        A method with a router has its own weights, any other goes by the confidence of slot 0 (`halting.Confidence`), and
+        at 0 by nothing, as if it had never been asked. Raises ConfigError for a method that does neither.
         """
-        if self.halting is None:
-            normed = self.feedback and type(self).states is ThoughtMethod.states
-            if self.slots == 1 or not self.whole or not normed:
-                raise ConfigError(
-                    f"thoughts.method = {self.config.method} has no thoughts that a token could leave out by its first "
-                    "state; the nearest method that has is latent"
-                )
-            self.halting = Confidence()
-        self.halting.threshold = threshold
+        if self.halting is not None and not isinstance(self.halting, Confidence):
+            self.halting.threshold = threshold
+            return
+        normed = self.feedback and type(self).states is ThoughtMethod.states
+        if self.slots == 1 or not self.whole or not normed:
+            raise ConfigError(
+                f"thoughts.method = {self.config.method} has no thoughts that a token could leave out by its first "
+                "state; the nearest method that has is latent"
+            )
+        self.halting = Confidence(threshold) if threshold else None
 
     @property
     def embed_scale(self) -> float:

@@ -300,9 +300,8 @@ class _Board:
     """Who wrote each column last, by (layer, slot) and residue of the stride at hand."""
 
     def __init__(self) -> None:
-        self.written: dict[
-            tuple[int, int], list[Source]
-        ] = {}  # whole columns, in the stride they were written in
+        # whole columns, in the stride they were written in
+        self.written: dict[tuple[int, int], list[Source]] = {}
         self.now: dict[tuple[int, int], list[Source | None]] = {}
 
     def put(self, key: tuple[int, int], column: Column, source: Source) -> None:

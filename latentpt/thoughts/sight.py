@@ -62,13 +62,15 @@ class Sight:
 
         def view(layer: int) -> View:
             found = []
-            for slots, own, rows, seen in groups:
+            for slots, own, asking, seen in groups:
                 others = [
-                    KeyBlock(*self.keys_values(layer, s.source), s.relation, *self._hidden(rows, (s.column,)))
+                    KeyBlock(
+                        *self.keys_values(layer, s.source), s.relation, *self._hidden(asking, (s.column,))
+                    )
                     for s in seen
                     if s.source is not None
                 ]
-                found.append(Group(slots, own, (*others, *self._before(rows, layer))))
+                found.append(Group(slots, own, (*others, *self._before(asking, layer))))
             return View(tuple(found), log_weights=log_weights)
 
         return view
@@ -84,7 +86,7 @@ class Sight:
         # The first block has to show every query a key.
         return tuple(sorted(seen, key=lambda part: part.relation is not Relation.CAUSAL))
 
-    def _before(self, rows: Columns, layer: int) -> list[KeyBlock]:
+    def _before(self, asking: Columns, layer: int) -> list[KeyBlock]:
         """What some columns see of earlier stretches."""
         cells = self.state.keys_values(layer)
         if cells is None:
@@ -94,9 +96,9 @@ class Sight:
                 cells[0][:, :, part],
                 cells[1][:, :, part],
                 Relation.ALL,
-                *self._hidden_before(rows, layer, part),
+                *self._hidden_before(asking, layer, part),
             )
-            for part in self.state.before(layer, rows[0].slot)
+            for part in self.state.before(layer, asking[0].slot)
         ]
 
     def _in_cache(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from latentpt_kernels.decode import Place
 from torch import Tensor
 
 from latentpt.modeling.attention import HIDDEN
@@ -99,12 +100,12 @@ class Cache(State):
             for layer, (k, _) in enumerate(self.tensors):
                 k[:, :, positions * len(self.traits.grid(layer)) :, -1] = HIDDEN
 
-    def place(self, layer: int, columns: Sequence[Column]) -> slice:
-        """Where single cells belong that follow one another."""
+    def place(self, layer: int, columns: Sequence[Column]) -> slice | Tensor:
+        """Where single cells belong that follow one another; int32 [n] in a cache that counts on the device."""
         start = self._row(layer, columns[0])
         return slice(start, start + len(columns))
 
-    def up_to(self, layer: int, column: Column) -> list[slice]:
+    def up_to(self, layer: int, column: Column) -> Sequence[slice | Place]:
         """Where lies what a single cell sees once it is written, itself included."""
         row = self._row(layer, column)
         parts = self.before(layer, column.slot)

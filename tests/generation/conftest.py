@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import thinking, tiny_model
+from tests.conftest import thinking, tiny_model, visibilities
 
 OPTIONS = {
     "latent_mixture": [{}, {"top_k": 5}],
@@ -22,10 +22,9 @@ OPTIONS = {
 
 
 def _kinds():
-    for name, method in METHODS.items():
-        visible = ("causal", "stage_causal") if method.fixed_visibility is None else ("causal",)
+    for name in METHODS:
         for options in OPTIONS.get(name, [{}]):
-            for visibility in visible if not method.one_slot else ("causal",):
+            for visibility in visibilities(name):
                 for thoughts in (1, 2) if name in ("latent", "pause") else (2,):
                     yield {**thinking(name, thoughts), "visibility": visibility, **options}
 

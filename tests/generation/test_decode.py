@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentpt.generation.decode import Session, generate
-from latentpt.generation.sampling import Sampling, sample
+from latentpt.generation.sampling import Sampling, choose, uniform
 from latentpt.seeding import stream
 from latentpt.thoughts.measure import validation_loss
 from latentpt.thoughts.registry import METHODS
@@ -81,7 +81,7 @@ def test_samples_follow_the_distribution_cut_by_top_k_and_top_p():
     streams = [stream(0, row) for row in range(4000)]
 
     def frequencies(**options):
-        drawn = torch.tensor(sample(logits, Sampling(temperature=1.0, **options), streams))
+        drawn = choose(logits, Sampling(temperature=1.0, **options), uniform(streams))
         return torch.bincount(drawn, minlength=4) / 4000
 
     p = logits[0].softmax(0)

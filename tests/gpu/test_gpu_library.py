@@ -14,9 +14,9 @@ from latentpt_kernels.graph import Captured
 from latentpt.generation import decode
 from latentpt.generation.decode import generate
 from latentpt.generation.sampling import Sampling
+from latentpt.generation.static import why_not_static
 from latentpt.modeling.merge import KeyBlock, Relation, attend_blocks
-from latentpt.thoughts.registry import METHODS as REGISTERED
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import VISIBLE, thinking, tiny_ids, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = [
@@ -34,10 +34,7 @@ def test_a_training_step_on_the_device_is_that_of_the_cpu(method, thoughts, mode
     monkeypatch.setenv("LATENTPT_KERNELS", mode)
     results = []
     for device in ("cpu", "cuda"):
-        number = 0 if method == "vanilla" else 2
-        model = tiny_model(
-            "llama", torch.float32, weights=1.0, method=method, num_thoughts=number, **thoughts
-        ).to(device)
+        model = tiny_model("llama", torch.float32, weights=1.0, **thinking(method), **thoughts).to(device)
         ids = tiny_ids(2, 20).to(device)
         loss = model(ids, labels=ids, return_logits=False).loss
         loss.backward()
@@ -122,25 +119,21 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["", "torch", "triton"])
-@pytest.mark.parametrize("visibility", ["causal", "stage_causal"])
-@pytest.mark.parametrize("method", REGISTERED)
-def test_a_text_is_recorded_once_and_is_that_of_the_cpu(method, visibility, mode, monkeypatch):
-    if visibility == "stage_causal" and (
-        REGISTERED[method].fixed_visibility is not None or method == "vanilla"
-    ):
-        pytest.skip("the method fixes what is seen")
+@pytest.mark.parametrize("method, visibility", VISIBLE)
+def test_a_text_is_recorded_once_where_it_can_be_and_is_that_of_the_cpu(
+    method, visibility, mode, monkeypatch
+):
     monkeypatch.setenv("LATENTPT_KERNELS", mode)
     family = ("pythia", "llama", "gpt2")[len(method) % 3]
-    model = tiny_model(
-        family, torch.float32, method=method, num_thoughts=int(method != "vanilla"), visibility=visibility
-    )
+    model = tiny_model(family, torch.float32, **thinking(method, 1), visibility=visibility)
     prompts = [[3, 4, 5], [6]]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LATENTPT_KERNELS")
         expected = generate(model, prompts, 12)
     made = recorded(monkeypatch)
     assert generate(model.cuda(), prompts, 12) == expected
-    assert [captured.graph is not None for captured in made] == [True]
+    recordable = why_not_static(model) is None
+    assert [captured.graph is not None for captured in made] == [True] * recordable
 
 
 def test_sampled_texts_repeat_and_are_recorded_with_their_choice(monkeypatch):

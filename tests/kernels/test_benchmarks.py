@@ -59,6 +59,16 @@ def test_gpu_check_keeps_tests_and_figures_and_goes_on_with_what_is_missing(tmp_
     assert after.pop(lost) > 0 and after == before
 
 
+@pytest.mark.parametrize("program", ["run.py", "check.py"])
+def test_without_a_device_they_say_how_to_run_all_the_same(program):
+    command = [sys.executable, ROOT / "kernels/bench" / program]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert answer.returncode == 2 and not answer.stdout
+    assert answer.stderr == "there is no CUDA device; --dry runs the code at tiny sizes on the CPU\n"
+
+
 def test_results_of_other_versions_are_not_mixed_with_these(tmp_path):
     path = tmp_path / "cpu.json"
     path.write_text(

@@ -5,7 +5,7 @@ import torch
 
 from latentpt.modeling.loss import linear_cross_entropy, soft_cap
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 TRAITS = {
     "head-norm": {"qk_norm": "head"},
@@ -22,8 +22,7 @@ TRAITS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_exact_schedules_equal_thinking_cell_by_cell(trait, method):
-    thoughts = {} if method == "vanilla" or METHODS[method].one_slot else {"num_thoughts": 2}
-    model = tiny_model("llama", size=TRAITS[trait], method=method, **thoughts)
+    model = tiny_model("llama", size=TRAITS[trait], **thinking(method))
     ids = tiny_ids(2, 6)
     cache = model.cache(2, 6)
     with torch.no_grad():

@@ -9,6 +9,10 @@ from latentpt.thoughts.registry import METHODS
 from tests.conftest import tiny_ids, tiny_model
 
 
+def test_every_method_needs_a_latent_slot_that_has_no_other_way_to_think():
+    assert set(FILLING) == {name for name, method in METHODS.items() if not (method.one_slot or method.carry)}
+
+
 @pytest.mark.parametrize("method", FILLING)
 def test_a_method_that_only_fills_slots_needs_one(method):
     assert method in METHODS

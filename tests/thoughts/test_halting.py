@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from latentpt.config import ConfigError
+from latentpt.generation.ahead import can_think_ahead
+from latentpt.generation.static import why_not_static
 from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.cost import inference_flops_per_token, schedule_cost
@@ -134,6 +136,16 @@ def test_confidence_lets_any_latent_model_stop_and_the_last_thought_predict(fami
     assert 1 < alive.double().mean() < 3
     model.method.halting = None
     close(found, model.think(ids, sequential(3), alive=alive))
+
+
+def test_a_threshold_of_0_leaves_a_model_without_a_router_as_fast_as_it_was():
+    """Tokens that think different numbers of slots are neither recorded as a graph nor thought ahead of."""
+    model = tiny_model(**{**LATENT, "visibility": "causal"})
+    for threshold, fast in ((0.0, True), (0.5, False), (0.0, True)):
+        model.method.stop_below(threshold)
+        assert (why_not_static(model) is None) == can_think_ahead(model) == fast
+    with pytest.raises(ConfigError, match="the nearest that is one is 0"):
+        model.method.stop_below(-0.1)
 
 
 def test_what_cannot_stop_says_so():

@@ -12,7 +12,7 @@ from latentpt.generation.decode import generate
 from latentpt.generation.static import why_not_static
 from latentpt.modeling import attention as attention_room
 from latentpt.thoughts.registry import METHODS
-from tests.conftest import thinking, tiny_ids, tiny_model
+from tests.conftest import VISIBLE, thinking, tiny_ids, tiny_model
 
 SMALL = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 CASES = [(name, {}) for name in METHODS if name != "latent"] + [
@@ -74,23 +74,11 @@ def test_a_training_step_is_the_same_with_the_kernels_on_and_off(
         torch.testing.assert_close(mine, exact, rtol=2e-4, atol=2e-5)
 
 
-TEXTS = [
-    *((name, "causal") for name in METHODS),
-    *(
-        (name, "stage_causal")
-        for name, method in METHODS.items()
-        if method.fixed_visibility is None and name != "vanilla"
-    ),
-]
-
-
-@pytest.mark.parametrize("method, visibility", TEXTS)
+@pytest.mark.parametrize("method, visibility", VISIBLE)
 def test_a_text_is_the_same_with_the_kernels_on_and_off(method, visibility, monkeypatch):
     """A ragged batch, greedy; grouped queries in llama."""
     family = {0: "pythia", 1: "llama", 2: "gpt2"}[len(method + visibility) % 3]
-    model = tiny_model(
-        family, torch.float32, size=SMALL, **thinking(method, 1), visibility=visibility
-    )  # fmt: skip
+    model = tiny_model(family, torch.float32, size=SMALL, **thinking(method, 1), visibility=visibility)
     calls = counted(monkeypatch, (decode, "qkv"), (decode, "attention"), (decode, "linear"))
     texts = []
     for setting in ("", "triton"):
