@@ -14,7 +14,7 @@ from latentpt.run import checkpoints, load_model, load_run_config, read_metrics
 from latentpt.run.command import Start
 from latentpt.training import checkpoint, trainer
 from latentpt.training.trainer import train
-from tests.training.small import ROOT, environment, finish, losses, start_ranks, tiny_run
+from tests.training.small import ROOT, environment, finish, free_port, losses, start_ranks, tiny_run
 
 PRETRAIN = str(ROOT / "launch" / "pretrain.py")
 
@@ -58,7 +58,8 @@ def test_sigterm_under_the_launcher_saves_the_step_on_all_ranks(text, tmp_path):
     """The launcher signals one rank after the other, each with 30 seconds of grace: all must stop at the first."""
     sections = {"training": {"steps": 60, "batch_samples": 4}, "validation": {"every": 60}}
     config = tiny_run(tmp_path / "run", text, **sections)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", PRETRAIN]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    command += ["--master_port", str(free_port()), PRETRAIN]
     command += ["--config", write_config(config, tmp_path / "run.yaml")]
     runner = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

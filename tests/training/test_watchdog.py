@@ -86,11 +86,13 @@ def test_a_suspended_rank_is_named_and_the_other_ends_in_time(suspended, text, t
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
 def test_when_the_launcher_ends_the_ranks_save_and_leave_no_process(number, text, tmp_path):
     config = tiny_run(tmp_path / "run", text, **LONG)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", PRETRAIN]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    command += ["--master_port", str(free_port()), PRETRAIN]
     command += ["--config", write_config(config, tmp_path / "run.yaml")]
     log = (tmp_path / "log").open("w")
     runner = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     wait_for_lines(config, 5, runner)
+    assert runner.poll() is None, (tmp_path / "log").read_text()
     below = psutil.Process(runner.pid).children(recursive=True)
     os.kill(runner.pid, number)
     runner.wait(60)
