@@ -20,7 +20,8 @@ from latentpt.config import ConfigError, load_config, options, parse_override
 from latentpt.finetuning.building import BuildConfig
 from latentpt.finetuning.config import load_finetune_config
 from latentpt.finetuning.suite import SuiteConfig
-from latentpt.run import RunConfig, load_run_config
+from latentpt.run import RunConfig
+from latentpt.training.start import load_run_config
 from tests.docs.commands import DOCUMENTS, ROOT, Command, read_commands
 
 # What documents take for granted: texts, models and checkouts of the reader's own, by the names they have there.
