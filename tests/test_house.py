@@ -50,7 +50,7 @@ OUTSIDE_BELOW = {
 OURS = (LIBRARY, "latentpt_kernels", "data_prep", "launch", "configs", "tests")
 
 # Their quirks, and the seconds that their import takes, stay where they are needed.
-DEEPSPEED_ROOM = "latentpt/training/engine.py"
+DEEPSPEED_ROOM = "latentpt/training/engine/"
 # Travels with exported models and is imported by whoever loads them, never here.
 SHIPPED = ("latentpt/hub/modeling_latentpt.py", "latentpt/hub/modeling_latents.py")
 INSIDE_FUNCTIONS_ONLY = ("transformers", "lm_eval", "wandb", "flash_attn")
@@ -150,7 +150,8 @@ def test_nobody_but_the_executor_runs_the_blocks():
 
 def test_deepspeed_is_imported_where_its_quirks_live(trees):
     rooms = {name for name, tree in trees.items() if within(imported_modules(tree), ("deepspeed",))}
-    assert {name for name in rooms if not name.startswith("tests/")} == {DEEPSPEED_ROOM}
+    outside = {name for name in rooms if not name.startswith(("tests/", DEEPSPEED_ROOM))}
+    assert rooms and not outside
 
 
 def test_heavy_packages_are_imported_inside_the_functions_that_need_them(trees):

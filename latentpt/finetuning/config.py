@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from latentpt.config import Count, Long, NotNegative, Positive, Section, Share, Whole
 from latentpt.finetuning.answers import Extraction
 from latentpt.finetuning.fills import Kind
-from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.config import ModelConfig, Recompute, recompute_by_name
 from latentpt.run.folder import FolderConfig, load_folder_config
 from latentpt.run.sections import (
     CheckpointConfig,
@@ -214,8 +214,8 @@ class TuningConfig(Section):
     """jacobi: how often latents are refilled after the first pass."""
     attention: str = "sdpa"
     """Attention backend."""
-    checkpoint_activations: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    checkpoint_activations: Recompute = "none"
+    """What is made again in the backward pass, as in a pretraining: none, selective, block or pass."""
     max_skipped: Count = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
     silence: Positive = 120.0
@@ -224,6 +224,11 @@ class TuningConfig(Section):
     """Seconds without progress on any rank after which the training counts as hung and ends."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adaptation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_booleans(cls, values: Any) -> Any:
+        return recompute_by_name(values)
 
 
 class AnswerConfig(Section):

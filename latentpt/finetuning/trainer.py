@@ -37,12 +37,22 @@ from latentpt.finetuning.stages import Moment, Plan, Stage, planned_stages
 from latentpt.run import read_metrics
 from latentpt.run.checkpoints import Progress
 from latentpt.run.command import AUTO, Start
-from latentpt.training.engine import MOMENTS, Engine, start_processes
+from latentpt.training.engine import Engine, start_processes
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.loop import Loop
 from latentpt.training.origin import Claim, claimed, from_rank_0
 
-FIXED = ("seed", "mode", "start.", "data.", "markers.", "fill.", "training.batch", "training.lora.")
+FIXED = (
+    "seed",
+    "mode",
+    "optimizer.kind",
+    "start.",
+    "data.",
+    "markers.",
+    "fill.",
+    "training.batch",
+    "training.lora.",
+)
 """A resumed training must go on with these as they were, or it would not be the same training."""
 FIXED_BY_MODE = {"cot": "training.epochs", "no_cot": "training.epochs", "lt_tuning": "lt."}
 """And with these; the other modes have their curriculum."""
@@ -149,9 +159,14 @@ class FineTuner(Loop[FinetuneConfig]):
             with self.clock:
                 self.insertions.make(moment.stage, self.recipe, self.mark)
         if moment.stage.reset:
-            shapes = self.engine.shapes
-            zeros = ((name, {key: torch.zeros(shape) for key in MOMENTS}) for name, shape in shapes.items())
-            self.engine.scatter(zeros, 0)
+            engine = self.engine
+            engine.scatter(
+                (
+                    (name, {key: torch.zeros(shape) for key in engine.moments(name)})
+                    for name, shape in engine.shapes.items()
+                ),
+                0,
+            )
         self.say(f"stage {moment.stage.number} begins at step {self.progress.step}")
 
     def step(self, moment: Moment) -> tuple[Tensor, float]:

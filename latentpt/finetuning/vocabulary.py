@@ -8,6 +8,7 @@ import torch
 
 from latentpt.config import ConfigError
 from latentpt.data.tokenizer import Tokenizer
+from latentpt.modeling.config import Recompute
 from latentpt.thoughts.model import LanguageModel
 
 
@@ -32,7 +33,7 @@ def grown(
     new_ids: Sequence[int],
     copied: int | None,
     attention: str = "sdpa",
-    checkpoint_activations: bool = False,
+    checkpoint_activations: Recompute = "none",
 ) -> LanguageModel:
     """The model with a vocabulary of at least `vocab_size` rows.
 

@@ -112,6 +112,9 @@ class QKV(Linear):
     def __init__(self, config: ModelConfig) -> None:
         rows = (config.num_heads + 2 * config.kv_heads) * config.head_width
         super().__init__(config.hidden_size, rows, bias=config.qkv_biased)
+        self.stacked = tuple(
+            heads * config.head_width for heads in (config.num_heads, *[config.kv_heads] * 2)
+        )
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_width
 
     # A Linear for its matrix, which is stored and gathered as one; what comes out are its parts.

@@ -10,6 +10,17 @@ from pydantic import model_validator
 from latentpt.config import Count, NotNegative, Positive, Section, Share, Whole, nearest, nearest_divisor
 from latentpt.modeling.presets import PRESETS
 
+Recompute = Literal["none", "selective", "block", "pass"]
+"""How much of the activations is made again in the backward pass, see `latentpt.modeling.recompute`."""
+
+
+def recompute_by_name(values: Any) -> Any:
+    """A section's values, in which `checkpoint_activations` may be a boolean, as before there was a choice: block or none."""
+    if isinstance(values, dict) and isinstance(given := values.get("checkpoint_activations"), bool):
+        return {**values, "checkpoint_activations": "block" if given else "none"}
+    return values
+
+
 Family = Literal["pythia", "llama", "gpt2", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2"]
 
 # What each family fixes. Every entry can be overridden by the field of the same name.
@@ -137,6 +148,9 @@ class ModelConfig(Section):
     """Logits z become cap tanh(z / cap); null means that they stay."""
     tie_embeddings: bool = False
     """Whether head and embedding are one matrix."""
+    mup_base_width: Count | None = None
+    """muP: the width for which optimizer.lr was chosen; first weights and learning rates are scaled so that it suits this width
+    too, with heads of the same size (`latentpt.thoughts.width`); null: they are not."""
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +185,10 @@ class ModelConfig(Section):
             raise ValueError("model.rope_scaling needs model.positions = rotary")
         if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic" and self.rotary_size < 4:
             raise ValueError("model.rope_scaling.kind = dynamic needs at least 4 rotated values per head")
+        if self.mup_base_width is not None and self.tie_embeddings:
+            raise ValueError(
+                "model.mup_base_width needs model.tie_embeddings = false: embedding and head are scaled otherwise"
+            )
         if self.norm_offset and self.norm != "rms":
             raise ValueError("model.norm_offset needs model.norm = rms")
         return self

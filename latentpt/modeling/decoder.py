@@ -6,7 +6,7 @@ Shapes: B rows, L positions, S slots per position, R slots that are read, d widt
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from latentpt_kernels.decode import ACTIVATIONS, Layer, decode_layer
 from latentpt_kernels.decode import Norm as NormOf
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from latentpt.modeling.attention import QKV, Attention, Injection, View, Watch
-from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.config import ModelConfig, Recompute
 from latentpt.modeling.linear import Linear
 from latentpt.modeling.loss import IGNORE, nats_of_rows, soft_cap
 from latentpt.modeling.norms import after, both, make_norm
+from latentpt.modeling.recompute import recompute
 from latentpt.modeling.rotary import Rotary, rotary
 from latentpt.seeding import stream
 
@@ -44,6 +44,8 @@ class MLP(nn.Module):
         self.activation, self.gated = config.activation, config.gated
         width = config.mlp_size * (2 if self.gated else 1)
         self.up = Linear(config.hidden_size, width, bias=config.bias)
+        if self.gated:
+            self.up.stacked = (config.mlp_size, config.mlp_size)
         self.down = Linear(config.mlp_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,11 +155,11 @@ class Decoder(nn.Module):
     """Embedding, blocks, final norm and head. `run` is the one way through the blocks, and thoughts/execute.py calls it."""
 
     def __init__(
-        self, config: ModelConfig, backend: str = "sdpa", checkpoint_activations: bool = False
+        self, config: ModelConfig, backend: str = "sdpa", checkpoint_activations: Recompute = "none"
     ) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = checkpoint_activations
+        self.checkpoint_activations: Recompute = checkpoint_activations
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
@@ -193,6 +195,25 @@ class Decoder(nn.Module):
         keys and values, `tap` for the stream before a layer. `injections` are every layer's, fed with `memory`
         [B, L, S, d]; `watch(layer, q, k)` looks on.
         """
+        inputs = (x, angles, views, first, read, keep, tap, injections, memory, watch)
+        if self.checkpoint_activations == "pass" and torch.is_grad_enabled():
+            return recompute(self._run, *inputs)
+        return self._run(*inputs)
+
+    def _run(
+        self,
+        x: Tensor,
+        angles: Rotary | None,
+        views: Sequence[View],
+        first: int,
+        read: slice | None,
+        keep: bool,
+        tap: int | None,
+        injections: nn.ModuleList | None,
+        memory: Tensor | None,
+        watch: Callable[[int, Tensor, Tensor], None] | None,
+    ) -> Ran:
+        again = self.checkpoint_activations in ("block", "selective") and torch.is_grad_enabled()
         kept: list[tuple[Tensor, Tensor]] = []
         tapped = None
         for layer, view in enumerate(views, start=first):
@@ -202,9 +223,9 @@ class Decoder(nn.Module):
             injection = None if injections is None else injections[layer]
             look = None if watch is None else functools.partial(watch, layer)
             inputs = (x, angles, view, wanted, injection, memory, look)
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                # Reentrant checkpointing breaks ZeRO-2 and ZeRO-3 when a block runs several times in one forward.
-                x, kv = checkpoint(self.blocks[layer], *inputs, use_reentrant=False)
+            if again:
+                selective = self.checkpoint_activations == "selective"
+                x, kv = recompute(self.blocks[layer], *inputs, selective=selective)
             else:
                 x, kv = self.blocks[layer](*inputs)
             if keep:
@@ -213,13 +234,15 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int, std: float, residual_std: float, norm: float = 1.0) -> None:
-    """Truncated normal, cut at 3 std, for every matrix of the module; norms `norm` and 0, biases 0.
+def initialize(
+    named: Mapping[str, nn.Parameter], seed: int, std: float, residual_std: float, norm: float = 1.0
+) -> None:
+    """Truncated normal, cut at 3 std, for every matrix; norms `norm` and 0, biases 0.
 
     Attention-out and MLP-down, which write to the residual stream, take `residual_std`. A parameter's values depend on
     the seed and its name alone.
     """
-    for name, parameter in module.named_parameters():
+    for name, parameter in named.items():
         if parameter.dim() < 2:
             parameter.fill_(norm if name.endswith("norm.weight") else 0.0)
             continue

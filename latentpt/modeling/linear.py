@@ -26,6 +26,8 @@ class Linear(nn.Linear):
     """
 
     multiply = staticmethod(linear)
+    stacked: tuple[int, ...] = ()
+    """Rows of the matrices that lie one on the other in the weight, where there are several."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out], in the dtype of x."""

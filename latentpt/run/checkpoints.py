@@ -2,7 +2,8 @@
 
     checkpoints/step-00001000/
         weights-00000-of-00002.safetensors    every parameter once, fp32, divided among the ranks that wrote
-        moments-00000-of-00002.safetensors    Adam's exp_avg.NAME and exp_avg_sq.NAME, fp32
+        moments-00000-of-00002.safetensors    Adam's exp_avg.NAME and exp_avg_sq.NAME, or Muon's momentum.NAME, fp32
+    average-00000-of-00002.safetensors    average of late weights, fp32, where there is one
         meta.json                             progress, shapes, the resolved configuration
         COMMIT                                size and sha256 of every other file; without it the folder is no checkpoint
 
@@ -74,7 +75,11 @@ class Meta(Section):
     progress: Progress
     """How far the training had come."""
     updates: int
-    """Steps that Adam had applied."""
+    """Steps that the optimizer had applied."""
+    averaged: bool = False
+    """Whether it holds an average of late weights."""
+    scaler: dict[str, float] = {}
+    """State of the loss scale, of a training in fp16."""
     shapes: dict[str, tuple[int, ...]]
     """Every parameter and its shape."""
     layout: dict[str, Any]
@@ -176,16 +181,18 @@ def _first(error: ValidationError) -> str:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Copy the weights of a checkpoint, verified, into a model of one process.
+    """Copy the weights of a checkpoint, verified, into a model of one process: their average where it holds one.
 
     Raises:
         CheckpointError: a damaged file, or a checkpoint of another model.
     """
     parameters = dict(model.named_parameters())
     shapes = shapes_of(parameters)
-    check_shapes(path, read_meta(path).shapes, shapes)
-    verify(path, "weights-")
-    with Tensors(path, "weights") as weights, torch.no_grad():
+    meta = read_meta(path)
+    check_shapes(path, meta.shapes, shapes)
+    kind = "average" if meta.averaged else "weights"
+    verify(path, f"{kind}-")
+    with Tensors(path, kind) as weights, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights.take(name, shapes[name]))
 

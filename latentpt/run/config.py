@@ -10,6 +10,7 @@ from latentpt.data.config import DataConfig
 from latentpt.modeling.config import ModelConfig
 from latentpt.run.folder import FolderConfig
 from latentpt.run.sections import (
+    AverageConfig,
     CheckpointConfig,
     LearningRateConfig,
     MonitorConfig,
@@ -37,9 +38,11 @@ class RunConfig(FolderConfig):
     training: TrainingConfig
     """How long and how much at once."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW."""
+    """What updates the parameters."""
     learning_rate: LearningRateConfig = LearningRateConfig()
     """Learning rate over the training."""
+    average: AverageConfig | None = None
+    """Averaging of late weights; null means none."""
     zero: ZeroConfig = ZeroConfig()
     """What DeepSpeed divides among ranks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -57,11 +60,18 @@ class RunConfig(FolderConfig):
                 f"data.sequence_length = {length} exceeds model.max_positions = {limit}; "
                 f"the nearest value that fits is {limit}"
             )
+        if self.training.precision == "fp16" and self.zero.stage == 0:
+            raise ValueError("training.precision = fp16 needs zero.stage 1, 2 or 3; the nearest is 1")
         if self.training.compile and self.zero.stage == 3:
             raise ValueError(
                 "training.compile does not work with zero.stage = 3; the nearest stage that does is 2"
             )
         self.training.global_batch(length)  # refuses a batch that holds no whole number of samples
+        if self.average is not None and self.average.begin >= self.steps:
+            raise ValueError(
+                f"average.begin = {self.average.begin:g} is not reached in a training of {self.steps} steps; "
+                "below 1 it is a fraction of it"
+            )
         warmup, decay = self.learning_rate.lengths(self.steps)
         if warmup + decay > self.steps:
             raise ValueError(

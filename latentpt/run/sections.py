@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -15,8 +16,10 @@ from latentpt.config import (
     Positive,
     Section,
     Share,
+    nearest,
     nearest_divisor,
 )
+from latentpt.modeling.config import Recompute, recompute_by_name
 
 
 def _require(condition: bool, message: str) -> None:
@@ -43,12 +46,13 @@ class TrainingConfig(Section):
     """Global batch in tokens, a multiple of data.sequence_length; give this or training.batch_samples."""
     micro_batch: Count = 8
     """Samples that one rank runs forward and backward at once; accumulation follows from the global batch."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward; master weights, gradients summed over micro-batches and Adam's moments are fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward, fp16 with a loss scale that follows overflows; master weights, gradients summed over micro-batches and Adam's moments are fp32."""
     attention: str = "sdpa"
     """Attention backend, a name of `latentpt.modeling.attention`."""
-    checkpoint_activations: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    checkpoint_activations: Recompute = "none"
+    """What is made again in the backward pass instead of being kept: none; selective, all but matrix products and causal attention;
+    block, all of a block but its input; pass, all of a pass through the layers but its input. true means block."""
     compile: bool = False
     """torch.compile each block (not with zero.stage 3); the first step takes a minute or more."""
     deterministic: bool = False
@@ -60,6 +64,11 @@ class TrainingConfig(Section):
     patience: Positive = 1800.0
     """Seconds without progress on any rank after which the training counts as hung and ends, naming the rank furthest behind;
     longer than a step of its first compilation, a validation batch or a checkpoint takes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_booleans(cls, values: Any) -> Any:
+        return recompute_by_name(values)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
@@ -107,10 +116,20 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW. Matrices (linear weights, embeddings, head) decay; vectors (biases, norm weights) do not."""
+    """Matrices (linear weights, embeddings, head) decay; vectors (biases, norm weights) do not."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw for all parameters, or muon for the matrices of the blocks beside AdamW for embeddings, head, vectors and what a
+    thought method adds."""
     lr: Positive = 3e-4
     """Peak learning rate."""
+    matrix_lr: Positive | None = None
+    """muon: peak learning rate of the matrices that it updates; null means lr, which suits adjust = match_rms_adamw."""
+    momentum: Decay = 0.95
+    """muon: decay of the running mean of the gradient."""
+    adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """muon: factor on the learning rate of a matrix [m, n], 0.2 sqrt(max(m, n)), with which updates have the size of AdamW's,
+    or sqrt(max(1, m / n)), the first publication's, which wants a matrix_lr of its own (0.02, say)."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of Adam's running means of the gradient and of its square."""
     eps: Positive = 1e-8
@@ -119,6 +138,14 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of the matrices."""
     clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        _require(
+            self.matrix_lr is None or self.kind == "muon",
+            "optimizer.matrix_lr belongs to optimizer.kind = muon; AdamW takes optimizer.lr",
+        )
+        return self
 
 
 class LearningRateConfig(Section):
@@ -141,6 +168,83 @@ class LearningRateConfig(Section):
         return warmup, decay if self.kind == "wsd" else 0
 
 
+class AverageConfig(Section):
+    """Averaging of late weights: what is measured on held-out data, evaluated, exported and started from is the average; the
+    training itself goes on from its own weights."""
+
+    begin: NotNegative = 0.8
+    """When it begins: below 1 a fraction of the training, otherwise a number of steps."""
+    horizon: Positive | None = None
+    """Steps over which it forgets: an exponential moving average once it has seen so many; null: all since `begin` count alike."""
+
+    def share(self, step: int, steps: int) -> float:
+        """What the weights after optimizer step `step` (the first is 0) of `steps` count in the average after it; 0 before it begins.
+
+        1 / n for the n-th weights, never less than 1 / horizon: the mean of all, then an exponential moving average.
+        """
+        begin = round(self.begin * steps) if self.begin < 1 else round(self.begin)
+        if step < begin:
+            return 0.0
+        return max(1 / (step + 1 - begin), 0.0 if self.horizon is None else min(1.0, 1 / self.horizon))
+
+
+DECIDED = {
+    "train_batch_size": "training.batch_samples",
+    "train_micro_batch_size_per_gpu": "training.micro_batch",
+    "gradient_accumulation_steps": "training.batch_samples with training.micro_batch",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer.kind",
+    "scheduler": "learning_rate.kind",
+    "bf16.enabled": "training.precision",
+    "bf16.check_grad_overflow": "training.max_skipped",
+    "fp16.enabled": "training.precision",
+    "fp16.auto_cast": "training.precision",
+    "data_types": "training.precision",
+    "torch_autocast": "training.precision",
+    "activation_checkpointing": "training.checkpoint_activations",
+    "compile": "training.compile",
+    "checkpoint": "checkpoint.every",
+    "tensorboard": "monitor.tensorboard",
+    "zero_allow_untested_optimizer": "optimizer.kind",
+    "zero_force_ds_cpu_optimizer": "optimizer.kind",
+    "zero_optimization.stage": "zero.stage",
+    "zero_optimization.reduce_bucket_size": "zero.bucket",
+    "zero_optimization.overlap_comm": "zero.overlap_comm",
+    "zero_optimization.offload_optimizer.device": "zero.offload_optimizer",
+    "zero_optimization.offload_optimizer.nvme_path": "zero.offload_optimizer",
+    "zero_optimization.offload_param.device": "zero.offload_parameters",
+    "zero_optimization.offload_param.nvme_path": "zero.offload_parameters",
+    "zero_optimization.zenflow": "optimizer.kind",
+    "zero_optimization.cpu_offload": "zero.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "zero.offload_parameters",
+}
+"""Keys of DeepSpeed's configuration, and which option of ours decides them."""
+
+DEEPSPEED_KEYS = {
+    *(key.split(".")[0] for key in DECIDED),
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather"),
+    *(
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "comms_logger",
+        "flops_profiler",
+    ),
+    *("csv_monitor", "wandb", "comet", "timers", "aio", "sparse_gradients", "disable_python_gc"),
+}
+"""DeepSpeed takes no notice of a first key that it does not know; we refuse it."""
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values that are no sections."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 class ZeroConfig(Section):
     """Which parts of the training state DeepSpeed divides among the ranks."""
 
@@ -148,6 +252,39 @@ class ZeroConfig(Section):
     """0: nothing; 1: optimizer states; 2: and gradients; 3: and parameters."""
     bucket: Count = 500_000_000
     """Elements that one communication bucket holds at most."""
+    overlap_comm: bool | None = None
+    """Whether gradients are reduced while the backward pass goes on; null means as DeepSpeed has it: at stage 3 alone."""
+    offload_optimizer: str | None = None
+    """Where masters and moments lie and are updated: cpu, in host memory; a folder, the masters in host memory and the moments in
+    files of it; null, on the device. Stages 1 to 3."""
+    offload_parameters: Literal["cpu"] | None = None
+    """Where the parameters' parts lie until they are gathered: cpu, in host memory; null, on the device. Stage 3."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's own keys, as in its documentation, handed on to it; those that an option of ours decides are refused."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ZeroConfig:
+        _require(
+            self.offload_optimizer is None or self.stage > 0,
+            f"zero.offload_optimizer = {self.offload_optimizer} needs zero.stage 1, 2 or 3; the nearest is 1",
+        )
+        _require(
+            self.offload_parameters is None or self.stage == 3,
+            f"zero.offload_parameters = {self.offload_parameters} needs zero.stage = 3, which divides parameters",
+        )
+        for key in leaves(self.deepspeed):
+            for name, ours in DECIDED.items():
+                _require(
+                    not f"{key}.".startswith(f"{name}."),
+                    f"zero.deepspeed.{key} cannot be given: {ours} decides it",
+                )
+            top = key.split(".")[0]
+            _require(
+                top in DEEPSPEED_KEYS,
+                f"zero.deepspeed.{top} is no key of DeepSpeed that a training here reads; "
+                f"the nearest is {nearest(top, DEEPSPEED_KEYS)}",
+            )
+        return self
 
 
 class CheckpointConfig(Section):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentpt.modeling.config import ModelConfig
+from latentpt.modeling.config import ModelConfig, Recompute
 from latentpt.modeling.decoder import Decoder, initialize
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.chance import make_chance
@@ -20,6 +20,7 @@ from latentpt.thoughts.plan import PlanError, compile_plan
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 from latentpt.thoughts.state import Cache, State
+from latentpt.thoughts.width import rates, scale_weights
 
 
 class ModelOutput(NamedTuple):
@@ -39,7 +40,7 @@ class LanguageModel(nn.Module):
         model: ModelConfig,
         thoughts: ThoughtsConfig,
         attention: str = "sdpa",
-        checkpoint_activations: bool = False,
+        checkpoint_activations: Recompute = "none",
     ) -> None:
         super().__init__()
         self.config, self.thoughts = model, thoughts
@@ -48,11 +49,30 @@ class LanguageModel(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Fresh weights, a function of the seed alone (methods.md section 2)."""
+        for unit in self.units():
+            self.initialize_unit(seed, unit)
+
+    def units(self) -> list[nn.Module]:
+        """Parts whose weights can be made one after the other: every block, then the model with all that is outside of blocks."""
+        return [*self.decoder.blocks, self]
+
+    def initialize_unit(self, seed: int, unit: nn.Module) -> None:
+        """Fresh weights of one of the `units`."""
         deeper = self.method.slots if self.config.family == "pythia" else 1
         std = math.sqrt(2 / (5 * self.config.hidden_size))
         residual = std / math.sqrt(2 * self.config.num_layers * deeper)
-        initialize(self, seed, std, residual, norm=1 - self.config.norm_offset)
-        self.method.initialize(seed)
+        inside = set(unit.parameters())
+        if unit is self:
+            inside -= set(self.decoder.blocks.parameters())
+        named = {name: p for name, p in self.named_parameters() if p in inside}
+        initialize(named, seed, std, residual, norm=1 - self.config.norm_offset)
+        if unit is self:
+            self.method.initialize(seed)
+            scale_weights(self, self.config, self.method.embed_scale)
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Factors on the learning rate that the width asks for, see `latentpt.thoughts.width`; 1 for all others."""
+        return rates(self, self.config, self.method.embed_scale)
 
     def training_schedule(self, seed: int, step: int) -> Schedule:
         """The schedule of one training step, equal on every rank."""

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from latentpt.run.checkpoints import (
     read_meta,
     step_of,
 )
-from latentpt.training.engine import MOMENTS, Engine
+from latentpt.training.engine import Engine
 
 WRITTEN, REMOVED = ".tmp", ".removed"
 """What the name of a checkpoint's folder ends with while it is being written, or removed."""
@@ -90,6 +91,8 @@ class Writer:
         meta = Meta(
             progress=dataclasses.replace(progress),
             updates=engine.updates,
+            averaged=engine.averaged,
+            scaler=engine.scaler,
             shapes=engine.shapes,
             layout={"ranks": self._world, "zero_stage": engine.zero.stage, "precision": engine.precision},
             config=dict(config),
@@ -100,7 +103,10 @@ class Writer:
             try:
                 remove_unfinished(self.folder)  # a failed save is in the way of this one
                 if prune:
-                    make_room(self.folder, 3 * 4 * sum(math.prod(shape) for shape in engine.shapes.values()))
+                    make_room(
+                        self.folder,
+                        (3 + engine.averaged) * 4 * sum(math.prod(shape) for shape in engine.shapes.values()),
+                    )
                 side.mkdir(parents=True)
                 for rank in range(1, self._world):
                     (side / _pending(rank)).touch()
@@ -127,16 +133,20 @@ class Writer:
         return next(filter(None, problems), "")
 
     def _share(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
-        """This rank's part of the weights and of the moments, copied to host memory."""
+        """This rank's part of the weights, their average and the moments, copied to host memory."""
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        average: dict[str, Tensor] = {}
         for index, name in enumerate(engine.names):
             tensors = engine.gather(name)
             if index % self._world == self._rank:
                 copies = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
                 weights[name] = copies["weight"]
-                moments |= {f"{key}.{name}": copies[key] for key in MOMENTS}
-        return {"weights": weights, "moments": moments}
+                if "average" in copies:
+                    average[name] = copies["average"]
+                moments |= {f"{key}.{name}": copies[key] for key in engine.moments(name)}
+        kinds = {"weights": weights, "moments": moments, "average": average}
+        return {kind: kinds[kind] for kind in kinds if kind != "average" or engine.averaged}
 
     def _work(
         self, side: Path, final: Path, meta: Meta, share: dict[str, dict[str, Tensor]], prune_too: bool
@@ -233,12 +243,18 @@ def load(path: Path, engine: Engine) -> Progress:
     check_shapes(path, meta.shapes, engine.shapes)
 
     def states() -> Iterator[tuple[str, dict[str, Tensor]]]:
-        with Tensors(path, "weights") as weights, Tensors(path, "moments") as moments:
+        with ExitStack() as stack:
+            weights, moments, average = (
+                stack.enter_context(Tensors(path, kind)) for kind in ("weights", "moments", "average")
+            )
             for name, shape in engine.shapes.items():
-                adam = {key: moments.take(f"{key}.{name}", shape) for key in MOMENTS}
-                yield name, {"weight": weights.take(name, shape), **adam}
+                state = {key: moments.take(f"{key}.{name}", shape) for key in engine.moments(name)}
+                if meta.averaged:
+                    state["average"] = average.take(name, shape)
+                yield name, {"weight": weights.take(name, shape), **state}
 
     engine.scatter(states(), meta.updates)
+    engine.scaler = meta.scaler
     return meta.progress
 
 

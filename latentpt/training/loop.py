@@ -92,8 +92,7 @@ class Loop(ABC, Generic[C]):
         self.end = min(total, config.training.stop_at or total)
         self.progress = checkpoint.load(origin, engine) if origin is not None else Progress()
         self.progress.data = claim.data
-        values = config.model_dump(mode="json")
-        self.changed = [key for key, *_ in changes(values, origin)] if origin is not None else []
+        self.changed = [key for key, *_ in changes(config, origin)] if origin is not None else []
         if self.changed:  # a lower learning rate begins with a clean sheet
             self.progress.skipped_in_a_row = 0
         self.skips = SkippedSteps(

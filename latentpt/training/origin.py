@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from latentpt.config import ConfigError, differences
+from latentpt.config import ConfigError, build, differences
 from latentpt.data.identity import check_identity
 from latentpt.files import LOCK, exclusive
 from latentpt.run import checkpoints, cut_metrics
@@ -95,7 +95,7 @@ def find_origin(
     if start.step is not None:
         saved = [checkpoints.choose(saved, folder.checkpoints, start.step)]
     origin = newest_intact(saved)
-    for key, old, new in changes(config.model_dump(mode="json"), origin):
+    for key, old, new in changes(config, origin):
         if key.startswith(tuple(fixed)):
             raise ConfigError(
                 f"{origin} is a checkpoint of another training: {key} is {old} there and {new} here; "
@@ -186,10 +186,12 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def changes(values: Mapping[str, Any], origin: Path) -> list[tuple[str, Any, Any]]:
-    """Keys of a configuration, dumped, that differ from those of a checkpoint, with its value and the new one."""
+def changes(config: Any, origin: Path) -> list[tuple[str, Any, Any]]:
+    """Keys of a configuration that differ from those of a checkpoint, with its value and the new one."""
     before = checkpoints.read_meta(origin).config
-    return list(differences(before, values))
+    with suppress(ConfigError):  # options that are younger than the checkpoint had their defaults
+        before = build(type(config), before).model_dump(mode="json")
+    return list(differences(before, config.model_dump(mode="json")))
 
 
 def prepare_folder(config: FolderConfig, origin: Path | None, start: Start, device: torch.device) -> None:
@@ -205,7 +207,7 @@ def prepare_folder(config: FolderConfig, origin: Path | None, start: Start, devi
             number += 1
         folder.path.rename(aside)
     if origin is not None:
-        for key, old, new in changes(config.model_dump(mode="json"), origin):
+        for key, old, new in changes(config, origin):
             print(f"note: {key} was {old} and is {new} from here on", flush=True)
     checkpoint.remove_unfinished(folder.checkpoints)
     if origin is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from typing import Any
 
@@ -41,7 +42,7 @@ from latentpt.training.start import load_start
 WRITING_PARAMETERS = 1_000_000_000
 """Most parameters of a model that is loaded once more, on the CPU, to write texts for the page; launch/report.py does for any."""
 
-FIXED = ("seed", "model.", "data.sequence_length")
+FIXED = ("seed", "model.", "data.sequence_length", "optimizer.kind")
 """A resumed training must go on with these as they were, or it would not be the same training."""
 
 
@@ -63,19 +64,22 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
     if config.data.mask_documents and data.eod_id is None:
         raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
     with claimed(config, start, FIXED, data_identity(config.data)) as claim:
-        model = build_model(config)
-        if claim.origin is None and config.training.start_from:
+        loaded = claim.origin is None and config.training.start_from
+        model = build_model(config, on="meta" if config.zero.stage == 3 and not loaded else "cpu")
+        if loaded:
             load_start(config, model)
         claim.make_ready(device)
         return Trainer(config, model, data, held_out, claim, device).run()
 
 
-def build_model(config: RunConfig) -> LanguageModel:
-    """The model with its first weights."""
+def build_model(config: RunConfig, on: str = "cpu") -> LanguageModel:
+    """The model with its first weights; on the device `meta` with shapes alone."""
     settings = config.training
     thoughts = config.thoughts.over(config.steps)
-    model = LanguageModel(config.model, thoughts, settings.attention, settings.checkpoint_activations)
-    model.initialize(config.seed)
+    with torch.device(on):
+        model = LanguageModel(config.model, thoughts, settings.attention, settings.checkpoint_activations)
+    if on != "meta":
+        model.initialize(config.seed)
     return model
 
 
@@ -136,6 +140,9 @@ class Trainer(Loop[RunConfig]):
             settings.micro_batch,
             settings.accumulation(self.length, dist.get_world_size()),
             device,
+            functools.partial(model.initialize_unit, config.seed)
+            if next(model.parameters()).is_meta
+            else None,
         )
         super().__init__(config, engine, claim, config.steps, device)
         self.end_token = data.eod_id if config.data.mask_documents else None
@@ -199,7 +206,8 @@ class Trainer(Loop[RunConfig]):
             nats = engine.accumulate(tokens, schedule, measured, self.end_token, targets)
             loss += nats.float() / engine.accumulation
         lr = learning_rate(self.config.learning_rate, self.config.optimizer.lr, progress.step, self.total)
-        engine.step(lr)
+        average = self.config.average
+        engine.step(lr, average.share(progress.step, self.total) if average is not None else 0.0)
         tokens_read = self.global_batch * self.length
         progress.training_flops += tokens_read * self.flops_per_token(schedule)
         self.measure(measured)  # the step is over on the device too: `applied` has waited for it
@@ -235,8 +243,9 @@ class Trainer(Loop[RunConfig]):
         return self.flops[schedule]
 
     def validate(self) -> None:
-        """Mean loss over the held-out samples by the training forward of this phase, over all ranks, and that of every source."""
-        with self.clock:
+        """Mean loss over the held-out samples by the training forward of this phase, over all ranks, and that of every source;
+        of the average of the weights where there is one."""
+        with self.clock, self.engine.average():
             sums = torch.stack([self.held_out_sums(dataset) for dataset in self.held_out.values()])
             dist.all_reduce(sums)
         total, count, *thought = sums.sum(0).tolist()
@@ -245,7 +254,10 @@ class Trainer(Loop[RunConfig]):
             for name, (s, n, *_) in zip(self.held_out, sums, strict=True)
             if name
         }
-        self.record(kind="validation", loss=total / count, **each, **self.thinking(count, thought))
+        averaged = {"averaged": True} if self.engine.averaged else {}
+        self.record(
+            kind="validation", loss=total / count, **averaged, **each, **self.thinking(count, thought)
+        )
 
     def thinking(self, count: float, thought: list[float]) -> dict[str, float]:
         """Of `count` tokens the average number of thoughts and the share that comes as far as each slot, where they differ."""

@@ -202,7 +202,7 @@ def test_converged_schedules_agree_in_every_gradient(kind):
         close(a, b)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", ["none", "selective", "block", "pass"])
 def test_repeated_use_of_a_layer_gives_the_gradients_of_unrolled_copies(checkpointed):
     model, ids = make("mid_loop", num_thoughts=1), tiny_ids()
     model.decoder.checkpoint_activations = checkpointed

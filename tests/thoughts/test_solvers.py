@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.residuals import Residuals
@@ -184,16 +185,53 @@ def test_weights_cast_under_autocast_without_gradient_are_cast_again_with_it():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.decoder.blocks.parameters())
 
 
-def test_checkpointed_activations_give_the_same_gradients(family):
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        {"method": "vanilla", "num_thoughts": 0},
+        {"method": "latent", "num_thoughts": 2, "refinements": 1},
+        {"method": "latent", "num_thoughts": 2, "solver": "gauss_seidel"},
+        {"method": "latent", "num_thoughts": 2, "visibility": "stage_causal"},
+        {"method": "loop", "num_thoughts": 2},
+        {"method": "ponder", "num_thoughts": 2},
+    ],
+    ids=lambda thoughts: "-".join(map(str, thoughts.values())),
+)
+@pytest.mark.parametrize("mode", ["selective", "block", "pass"])
+def test_activations_that_are_made_again_give_the_same_gradients(family, thoughts, mode):
     ids = tiny_ids()
     gradients = []
-    for checkpointed in (False, True):
-        model = tiny_model(family, method="latent", num_thoughts=2, refinements=1)
+    for checkpointed in ("none", mode):
+        model = tiny_model(family, **thoughts)
         model.decoder.checkpoint_activations = checkpointed
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         close(a, b, atol=1e-13)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*arguments, **(options or {}))
+
+
+def test_a_block_runs_again_once_for_every_pass_and_selective_spares_its_matrix_products():
+    calls, products = {}, {}
+    for mode in ("none", "selective", "block", "pass"):
+        model = tiny_model(method="latent", num_thoughts=1, refinements=2)
+        model.decoder.checkpoint_activations = mode
+        runs = []
+        model.decoder.blocks[0].register_forward_hook(lambda *_, runs=runs: runs.append(None))
+        with Products() as seen:
+            model(tiny_ids(), labels=tiny_ids(), return_logits=False).loss.backward()
+        calls[mode], products[mode] = len(runs), seen.count
+    assert products["none"] == products["selective"] < products["block"] <= products["pass"]
+    assert calls == {"none": 4, "selective": 8, "block": 8, "pass": 8}
 
 
 def test_the_last_layer_works_only_for_slots_that_are_read():

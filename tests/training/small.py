@@ -26,6 +26,40 @@ CARRIED = {
 }
 
 
+# What every number of ranks and ZeRO stage must agree on: sections of `tiny_run`, and of `zero` where a stage divides.
+MATRIX = {
+    "vanilla": ({"thoughts": {"method": "vanilla", "num_thoughts": 0, "refinements": 0}}, {}),
+    "gauss_seidel": (
+        {
+            "thoughts": {"solver": "gauss_seidel", "refinements": 1},
+            "training": {"checkpoint_activations": "selective"},
+        },
+        {"overlap_comm": True},
+    ),
+    "stage_causal": (
+        {
+            "thoughts": {"visibility": "stage_causal", "refinements": 0},
+            "training": {"checkpoint_activations": "pass"},
+        },
+        {},
+    ),
+    "loop": (
+        {"thoughts": {"method": "loop", "refinements": 0}, "training": {"checkpoint_activations": "block"}},
+        {"deepspeed": {"zero_optimization": {"round_robin_gradients": True}}},
+    ),
+    "ponder": ({"thoughts": {"method": "ponder", "refinements": 0}}, {"offload_optimizer": "cpu"}),
+    "muon": ({"optimizer": {"kind": "muon"}, "average": {"begin": 1}}, {}),
+}
+
+
+def matrix_run(folder: Path, data: Path, name: str, stage: int, stop_at: int | None = None) -> RunConfig:
+    """Four steps of a row of the matrix, up to one of them."""
+    sections, zero = MATRIX[name]
+    training = {"steps": 4, "stop_at": stop_at, **sections.get("training", {})}
+    zero = {"stage": stage, **(zero if stage else {})}
+    return tiny_run(folder / name, data, **{**sections, "training": training, "zero": zero})
+
+
 def write_text_shards(folder: Path, size: int) -> None:
     """folder/train and folder/validation: about `size` and size / 8 bytes of Python sources, one document a file."""
     folder.mkdir(parents=True, exist_ok=True)

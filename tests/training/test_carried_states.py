@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from latentpt.run import load_model
-from latentpt.training.engine import parameter_groups
+from latentpt.run.sections import OptimizerConfig
+from latentpt.training.engine.optimizers import parameter_groups
 from latentpt.training.trainer import build_model, train
 from tests.training.small import CARRIED, losses, tiny_run
 from tests.training.test_trainer import plain_losses
@@ -77,7 +78,7 @@ def test_a_plain_decoder_goes_on_with_a_carried_state_and_parameters_of_the_seed
 @pytest.mark.parametrize("method", METHODS)
 def test_gates_and_rates_do_not_decay(method, text, tmp_path):
     model = build_model(run_of(tmp_path, text, method))
-    decayed, rest = parameter_groups(model, 0.1)
+    decayed, rest = parameter_groups(model, OptimizerConfig())
     names = {p: name for name, p in model.method.named_parameters()}
     assert {names[p].rpartition(".")[0].rpartition(".")[2] for p in decayed["params"] if p in names} <= {
         "project",

@@ -7,7 +7,7 @@ import pytest
 
 from latentpt.run import checkpoints
 from latentpt.training.trainer import train
-from tests.training.small import CARRIED, finish, losses, start_ranks, tiny_run
+from tests.training.small import CARRIED, MATRIX, finish, losses, matrix_run, start_ranks, tiny_run
 from tests.training.test_trainer import plain_losses
 
 WORKER = Path(__file__).with_name("two_ranks.py")
@@ -37,3 +37,26 @@ def test_noise_and_passes_are_the_same_on_any_number_of_ranks(text, tmp_path):
     finish(start_ranks(2, WORKER, text, tmp_path, "carried"))
     run = tiny_run(tmp_path / "all-stages", text, **CARRIED)
     assert losses(run) == pytest.approx(plain_losses(run), abs=2e-6)
+
+
+@pytest.mark.slow
+def test_every_kind_of_thinking_gives_one_loss_curve_under_all_stages_whatever_is_recomputed_or_offloaded(
+    text, tmp_path
+):
+    finish(start_ranks(2, WORKER, text, tmp_path, "matrix"))
+    train(matrix_run(tmp_path / "alone", text, "muon", 0))
+    for name in MATRIX:
+        run = matrix_run(tmp_path, text, name, 0)
+        expected = (
+            losses(matrix_run(tmp_path / "alone", text, name, 0)) if name == "muon" else plain_losses(run)
+        )
+        assert losses(run) == pytest.approx(expected, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_two_ranks_hand_over_to_one_and_one_to_four(text, tmp_path):
+    run = tiny_run(tmp_path / "run", text)
+    finish(start_ranks(2, WORKER, text, run.folder.path, "2,2"))
+    train(tiny_run(tmp_path / "run", text, zero={"stage": 1}, training={"stop_at": 4}))
+    finish(start_ranks(4, WORKER, text, run.folder.path, "3,8"))
+    assert losses(run) == pytest.approx(plain_losses(run), abs=1e-5)

@@ -15,7 +15,7 @@ from latentpt.data.identity import data_identity
 from latentpt.run import checkpoints, load_model, read_metrics
 from latentpt.run.command import AUTO, Start
 from latentpt.training import trainer
-from latentpt.training.engine import parameter_groups
+from latentpt.training.engine.optimizers import parameter_groups
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.origin import find_origin
 from latentpt.training.trainer import Trainer, build_model, train
@@ -25,7 +25,7 @@ from tests.training.small import losses, tiny_run
 def plain_losses(config):
     """The training as one would write it by hand: torch, one process, no DeepSpeed."""
     model, settings = build_model(config), config.training
-    groups = parameter_groups(model, config.optimizer.weight_decay)
+    groups = parameter_groups(model, config.optimizer)
     adam = torch.optim.AdamW(groups, lr=1.0, betas=config.optimizer.betas, eps=config.optimizer.eps)
     data = TokenDataset(config.data.train, config.data.sequence_length)
     found = {}
