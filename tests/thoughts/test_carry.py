@@ -192,7 +192,7 @@ def test_lrt_gates_keys_and_values_and_adds_to_the_stream_as_published():
 def test_first_values_are_those_published():
     lrt, fbt, t2mlr = (fresh(kind).method for kind in ("lrt", "fbt", "t2mlr"))
     for layer in lrt.injections:
-        assert layer.rate.item() == 1 and not layer.gate.weight.any()
+        assert layer.rate.item() == pytest.approx(0.1) and not layer.gate.weight.any()
         assert 0.9 < layer.project.weight.abs().max() / math.sqrt(3 / 16) <= 1
     assert 0.8 < fbt.value.weight.std() * 4 < 1.2
     assert not t2mlr.state_rate.any() and not t2mlr.stream_rate.any()
