@@ -1,18 +1,24 @@
-"""One of the ranks of the tests with two: python two_ranks.py DATA FOLDER stages|ignoring|carried."""
+"""One of the ranks of the tests with two: python two_ranks.py DATA FOLDER stages|ignoring|carried|feedback."""
 
 import sys
 from pathlib import Path
 
 from latentpt.training import trainer
-from tests.training.small import CARRIED, sparse_targets, tiny_run
+from tests.training.small import CARRIED, FEEDBACK, sparse_targets, tiny_run
 
-data, folder = map(Path, sys.argv[1:3])
-sections = CARRIED if sys.argv[3] == "carried" else {}
-if sys.argv[3] == "ignoring":
+data, folder, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+runs = {"all-stages": CARRIED if what == "carried" else {}}
+if what == "feedback":
+    runs = {
+        name: {"model": {"num_layers": 3}, "thoughts": thoughts, "training": {"steps": 8}}
+        for name, thoughts in FEEDBACK.items()
+    }
+if what in ("ignoring", "feedback"):
     trainer.targets_of = sparse_targets
-for stage in range(4):  # one training that changes its stage every other step
-    stop = {"stop_at": 2 * stage + 2}
-    run = tiny_run(folder / "all-stages", data, zero={"stage": stage}, training=stop, **sections)
-    trainer.train(run)
-if sys.argv[3] == "stages":
+for name, sections in runs.items():
+    for stage in range(4):  # one training that changes its stage every other step
+        training = {**sections.get("training", {}), "stop_at": 2 * stage + 2}
+        run = {**sections, "zero": {"stage": stage}, "training": training}
+        trainer.train(tiny_run(folder / name, data, **run))
+if what == "stages":
     trainer.train(tiny_run(folder / "handed-over", data, zero={"stage": 3}))
