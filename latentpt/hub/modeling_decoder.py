@@ -165,12 +165,12 @@ class Sight(NamedTuple):
 
     def at(self, part: slice) -> Sight:
         """Some of the positions, one after the other."""
-        angles = None if self.angles is None else tuple(angle[:, part] for angle in self.angles)
+        angles = None if self.angles is None else (self.angles[0][:, part], self.angles[1][:, part])
         return self._replace(seen=self.seen + part.start, positions=self.positions[:, part], angles=angles)
 
     def of(self, rows: Tensor) -> Sight:
         """Some of the rows."""
-        angles = None if self.angles is None else tuple(angle[rows] for angle in self.angles)
+        angles = None if self.angles is None else (self.angles[0][rows], self.angles[1][rows])
         real = None if self.real is None else self.real[rows]
         ranks = self.ranks if self.ranks is None or len(self.ranks) == 1 else self.ranks[rows]
         return Sight(self.seen, self.positions[rows], angles, real, ranks, rows, len(self.positions))
@@ -297,8 +297,8 @@ class Attention(nn.Module):
         mine = range(first, first + x.shape[2])
         fresh = {}
         for n, slot in enumerate(mine):
-            own = [self.of_all(part[:, :, n].transpose(1, 2), sight) for part in (k, v)]
-            fresh[slot] = cache.update(*own, self.config.cell(self.layer, slot))
+            own_k, own_v = (self.of_all(part[:, :, n].transpose(1, 2), sight) for part in (k, v))
+            fresh[slot] = cache.update(own_k, own_v, self.config.cell(self.layer, slot))
         out = []
         for n, slot in enumerate(mine):
             masks, keys, values, added = [], [], [], []

@@ -208,16 +208,22 @@ class Thoughts(nn.Module):
 
     def memories(self, layers: range, states: Tensor | None) -> list[Memory]:
         """Layer by layer what goes into it."""
-        if self.injections is None:
-            return [None] * len(layers)
-        shared = self.config.layer_memory == "shared"
-        once = self.injections[0].project(states) if shared and states is not None else None
         found: list[Memory] = []
+        brought = None
         for layer in layers:
-            injection = self.injections[layer]
-            own = once if shared or states is None else injection.project(states)
-            found.append((injection, states, own))
+            injection = None if self.injections is None else self.injections[layer]
+            if not isinstance(injection, Injection):
+                found.append(None)
+                continue
+            if states is not None and (brought is None or self.config.layer_memory == "own"):
+                brought = self.projection(layer)(states)
+            found.append((injection, states, brought))
         return found
+
+    def projection(self, layer: int) -> nn.Module:
+        """What makes keys and values of the states that go into a layer."""
+        assert self.injections is not None
+        return self.injections[0 if self.config.layer_memory == "shared" else layer].get_submodule("project")
 
 
 class Walk:
@@ -319,13 +325,16 @@ class Walk:
     ) -> Tensor:
         """Some layers over slots first .. first + n - 1, [B, L, n, d] -> the same; zeros in rows that are not run."""
         sight, whole = self.sight, u
-        bias = self.bias if layers == tuple(self.config.span) else {}
+        # A copy, for a block that runs again in the backward pass has to see what it saw.
+        bias = dict(self.bias) if layers == tuple(self.config.span) else {}
         if rows is not None:
             u, sight = u[rows], sight.of(rows)
             memory = None if memory is None else memory[rows]
             bias = {slot: part[rows] for slot, part in bias.items()}
-        for layer, inside in zip(range(*layers), self.thoughts.memories(range(*layers), memory), strict=True):
-            u = self.decoder.blocks[layer](u, first, sight, self.cache, inside, bias)
+        blocks = self.decoder.blocks[slice(*layers)]
+        memories = self.thoughts.memories(range(*layers), memory)
+        for layer, (block, inside) in enumerate(zip(blocks, memories, strict=True), start=layers[0]):
+            u = block(u, first, sight, self.cache, inside, bias)
             if self.trace is not None:
                 self.trace[layer + 1] = u[:, :, -1]
         if isinstance(self.cache, Cells):

@@ -7,6 +7,7 @@ from typing import Any
 
 from latentpt.config import ConfigError, nearest
 from latentpt.thoughts.adaptive import Reach, Tail
+from latentpt.thoughts.halting import Routed
 from latentpt.thoughts.method import ThoughtMethod
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import compile_stretch
@@ -40,7 +41,7 @@ EXPORTED = tuple(name for name in READS if name != "vanilla")
 STREAMS = ("loop", "mid_loop", "smear", "p2n", "dual_slot")
 """Methods that hand on the stream as it is, whatever layer it left."""
 
-ROUTERS = {Reach: "reach", Tail: "tail"}
+ROUTERS: dict[type[Routed], str] = {Reach: "reach", Tail: "tail"}
 """Halting modules and their names there."""
 
 
@@ -92,7 +93,7 @@ def _layer_memory(method: ThoughtMethod) -> str | None:
 def _halting(method: ThoughtMethod) -> dict[str, Any]:
     """The router; a threshold of confidence, which any model may be given when it is loaded, is none."""
     halting = method.halting
-    if halting is None or type(halting) not in ROUTERS:
+    if not isinstance(halting, Routed):
         return {"router": None}
     return {
         "router": ROUTERS[type(halting)],

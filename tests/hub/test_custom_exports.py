@@ -257,3 +257,11 @@ def test_an_export_imports_torch_and_transformers_alone(tmp_path):
                 names = [f"{node.module}.py"] if node.level else [node.module]
             there = {"torch", "transformers", *sys.stdlib_module_names}
             assert all((file.parent / name).is_file() or name.split(".")[0] in there for name in names)
+
+
+def test_what_transformers_saves_again_it_loads_again(tmp_path):
+    _, there = both(tmp_path, size={"num_layers": 3}, method="dual_slot", num_thoughts=1)
+    there.save_pretrained(tmp_path / "again")
+    assert {file.name for file in MODELING_FILES} <= {file.name for file in (tmp_path / "again").iterdir()}
+    ids = tiny_ids()
+    torch.testing.assert_close(load_there(tmp_path / "again").double()(ids).logits, there(ids).logits)
