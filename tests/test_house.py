@@ -52,7 +52,7 @@ OURS = (LIBRARY, "latentpt_kernels", "data_prep", "launch", "configs", "tests")
 # Their quirks, and the seconds that their import takes, stay where they are needed.
 DEEPSPEED_ROOM = "latentpt/training/engine/"
 # Travels with exported models and is imported by whoever loads them, never here.
-SHIPPED = ("latentpt/hub/modeling_latentpt.py", "latentpt/hub/modeling_latents.py")
+SHIPPED = tuple(f"latentpt/hub/modeling_{part}.py" for part in ("latentpt", "decoder", "thoughts", "latents"))
 INSIDE_FUNCTIONS_ONLY = ("transformers", "lm_eval", "wandb", "flash_attn")
 
 WITHOUT_INIT = ("kernels", "launch", "configs", "docs")

@@ -12,6 +12,7 @@ from latentpt.data.tokenizer import Tokenizer
 from latentpt.finetuning.reasoner import RECIPE, Reasoner, Recipe
 from latentpt.hub.folders import (
     _MODELING,
+    MODELING_FILES,
     REASONER_TYPE,
     _with_modeling_file,
     _write_json,
@@ -30,7 +31,7 @@ def export_reasoner(
     dtype: torch.dtype = torch.float32,
     title: str | None = None,
 ) -> None:
-    """Write the folder: weights in `dtype`, configuration, tokenizer, both modeling files, a card, the recipe.
+    """Write the folder: weights in `dtype`, configuration, tokenizer, the modeling files, a card, the recipe.
 
     The folder appears whole or not at all. Raises ConfigError if it is there already.
     """
@@ -70,7 +71,7 @@ def export_reasoner(
         _write_json(side / "config.json", {**config, **ends})
         _write_json(side / "generation_config.json", {**ends, "do_sample": False})
         _write_weights(side, {name: tensor.to(dtype) for name, tensor in state.items()})
-        for file in (_MODELING, _LATENTS):
+        for file in (*MODELING_FILES, _LATENTS):
             shutil.copyfile(file, side / file.name)
         _write_tokenizer(side, tokenizer, reasoner.language.config.max_positions)
         _write_json(side / RECIPE, recipe.model_dump(mode="json"))

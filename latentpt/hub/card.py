@@ -15,6 +15,16 @@ _THINKING = {
     "ponder": "It adds the expected embedding of its own prediction to the input and runs again, {n} {times}.",
     "ponder_hidden": "It adds its last hidden state to the input and runs again, {n} {times}.",
     "sequential_hidden_decoding": "Every token fills {n} further {slots} from embedding tables of their own.",
+    "mid_loop": "Layers {span} run {passes} times over every position.",
+    "smear": "Before layers {span} it adds to every token the stream of the token before.",
+    "p2n": "Layers {span} also read what they made of the token before.",
+    "dual_slot": "In layers {span} every token has {n} latent {slots} more, which read what became of the token before.",
+    "hybrid": "After every token it thinks {n} latent {word}; the last state also goes into the next token.",
+    "lrt": "The last hidden state of the token before goes into every layer.",
+    "fbt": "The last hidden state of the token before is fused with every embedding.",
+    "t2mlr": "What layers {span} made of the tokens before goes into them again.",
+    "alcot": "After every token it thinks up to {n} latent {word}: a router decides after each whether to go on.",
+    "ponder3": "After every token it thinks up to {n} latent {word}: a router divides the token among its slots.",
 }
 
 
@@ -26,14 +36,16 @@ def model_card(name: str, model: LanguageModel, loader: str, figures: Mapping[st
     n, size = model.method.slots - 1, model.config
     words = {"n": n, "passes": n + 1, "word": "thought" if n == 1 else "thoughts"}
     words |= {"slots": "slot" if n == 1 else "slots", "times": "time" if n == 1 else "times"}
-    thinking = _THINKING[model.thoughts.method if n else "vanilla"].format(**words)
+    first, stop = model.method.span
+    words["span"] = f"{first + 1} to {stop}" if first + 1 < stop else str(stop)
+    thinking = _THINKING[model.thoughts.method].format(**words)
     own = loader == "LatentptForCausalLM"
     trust, distrust = (", trust_remote_code=True", ", trust_remote_code=False") if own else ("", "")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     note = (
         "\nThe folder brings its own modeling file, which needs only torch and transformers (4.57 or later); read it "
         "before you trust it.\nThe tokenizer is of a stock class and runs no code of the folder. Logits and generation follow "
-        "the exact\nrecurrence, one latent after another; in training mode all positions are thought together.\n"
+        "the exact\nrecurrence; in training mode all positions are thought together.\n"
         if own
         else ""
     )

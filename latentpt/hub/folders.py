@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentpt.config import ConfigError, build, nearest
+from latentpt.config import ConfigError, build
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.hub import llama2c
 from latentpt.hub.convert import check_expressible, check_tensors, from_hf, read_configs, stock_scale, to_hf
 from latentpt.hub.layouts import LAYOUTS, MODEL_TYPES
 from latentpt.hub.pieces import to_tokenizers
 from latentpt.hub.published import published_thoughts
+from latentpt.hub.recurrence import recurrence
 from latentpt.hub.weights import read_json, read_weights
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.rotary import frequencies
@@ -36,16 +37,17 @@ SHARD_BYTES = 4 << 30
 
 
 _MODELING = Path(__file__).with_name("modeling_latentpt.py")
+MODELING_FILES = (
+    _MODELING,
+    *(_MODELING.with_name(f"modeling_{part}.py") for part in ("decoder", "thoughts")),
+)
+"""What a model brings that no stock class thinks like."""
 _OWN_CLASS = "LatentptForCausalLM"
 OWN_TYPE, REASONER_TYPE = "latentpt", "latentpt_reasoner"
 """Types of exported models: thinking inside positions, and fine-tuned to reason in latents; of those the plain model is read."""
 _TIED = ("decoder.head.weight",)
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of special ids in both configurations of a folder."""
-EXPORTED = (
-    "latent", "latent_mixture", "pause", "loop", "ponder", "ponder_hidden", "sequential_hidden_decoding",
-)  # fmt: skip
-"""Methods with latent slots that the modeling file thinks by."""
 
 
 # ------------------------------------------------------------------------------------------------------ reading
@@ -158,14 +160,9 @@ def export_folder(
     `ids` are special ids and tokenizer settings by transformers' names, as `special_ids` finds them; what they leave out is
     the end-of-document token. Returns why transformers cannot read the tokenizer, or an empty text if it can. The folder
     appears whole or not at all. Raises ConfigError if it is there already, or for a method that
-    transformers cannot be taught.
+    the modeling file does not know.
     """
     folder = Path(folder)
-    if not model.method.whole:
-        raise ConfigError(
-            f"thoughts.method = {model.thoughts.method} with its carry or span of layers cannot be exported to "
-            "transformers; the nearest method that can is latent"
-        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already; name a new folder")
     stock = loading_class(model) != _OWN_CLASS
@@ -184,8 +181,8 @@ def export_folder(
         _write_json(side / "config.json", {**config, **special})
         _write_json(side / "generation_config.json", {**special, "do_sample": False})
         _write_weights(side, {name: tensor.to(dtype) for name, tensor in state.items()})
-        if not stock:
-            shutil.copyfile(_MODELING, side / _MODELING.name)
+        for file in () if stock else MODELING_FILES:
+            shutil.copyfile(file, side / file.name)
         if tokenizer is not None:
             lacking = _write_tokenizer(side, tokenizer, model.config.max_positions, given)
         if card is not None:
@@ -223,7 +220,7 @@ def unrolled(model: LanguageModel) -> LanguageModel:
 
 def loading_class(model: LanguageModel) -> str:
     """The class of transformers that loads an export: the family's own where that computes the same."""
-    if model.method.slots > 1:
+    if model.thoughts.method != "vanilla":
         return _OWN_CLASS
     try:
         check_expressible(model.config)
@@ -256,12 +253,7 @@ def _stock(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _with_modeling_file(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights of LatentptForCausalLM; the entry `latentpt` is for reading it back here."""
-    size, thoughts, method = model.config, model.thoughts, model.method
-    if method.slots > 1 and thoughts.method not in EXPORTED:
-        raise ConfigError(
-            f"thoughts.method = {thoughts.method} has no export yet; the nearest method that has is "
-            f"{nearest(thoughts.method, EXPORTED)}"
-        )
+    size, thoughts = model.config, model.thoughts
     config = {
         "model_type": "latentpt",
         "architectures": [_OWN_CLASS],
@@ -280,16 +272,7 @@ def _with_modeling_file(model: LanguageModel) -> tuple[dict[str, Any], dict[str,
         "head_size": size.head_width,
         "intermediate_size": size.mlp_size,
         "shared_head": size.tie_embeddings,
-        "method": thoughts.method,
-        "num_thoughts": thoughts.num_thoughts,
-        "visibility": method.visibility.name.lower(),
-        "embed_scale": method.embed_scale,
-        "pause_token": thoughts.pause_token,
-        "top_k_mixture": thoughts.top_k,
-        "cumulative": thoughts.cumulative,
-        "solver": thoughts.solver,
-        "refinements": thoughts.refinement_range[1],
-        "bptt_passes": thoughts.bptt_passes,
+        **recurrence(model),
         "latentpt": {"model": size.model_dump(mode="json"), "thoughts": thoughts.model_dump(mode="json")},
     }  # fmt: skip
     return config, {name: p.detach() for name, p in model.named_parameters()}

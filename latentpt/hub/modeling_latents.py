@@ -1,7 +1,7 @@
 # Copyright the latentpt authors. Apache License, Version 2.0.
 """A language model that reasons in latents in the sequence, for transformers 4.57 and later.
 
-Beside this file lies modeling_latentpt.py, the model that thinks inside every position. Here a position whose id is the
+Beside this file lie modeling_latentpt.py and its two, the model that thinks inside every position. Here a position whose id is the
 latent token does not read that token's embedding but a vector made of the position before it:
 
     hidden   z = h_I      soft   z = e_pred      fusion   z = alpha A(h_I) + (1 - alpha) e_pred      pause   the embedding
@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .modeling_latentpt import LatentptConfig, LatentptForCausalLM
+from .modeling_decoder import LatentptConfig, Sight
+from .modeling_latentpt import LatentptForCausalLM
 
 
 class LatentReasonerConfig(LatentptConfig):
@@ -111,12 +112,11 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
         self,
         ids: Tensor | None,
         embeds: Tensor,
-        positions: Tensor,
-        padding: Tensor | None,
+        sight: Sight,
         cache: DynamicCache,
         trace: list[Tensor] | None = None,
     ) -> Tensor:
-        """The residual stream [B, L, d] after the last slot; the columns that hold latents begin stretches of their own."""
+        """The states [B, L, d] that predict; the columns that hold latents begin stretches of their own."""
         if ids is None:
             ids = torch.full(embeds.shape[:2], -2, device=embeds.device)  # nothing is known to be a latent
         latent = ids == self.config.latent_token
@@ -126,9 +126,7 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
             if start < end:
                 part = slice(start, end)
                 own: list[Tensor] | None = None if trace is None else []
-                pieces.append(
-                    self.stretch(ids[:, part], embeds[:, part], positions[:, part], padding, cache, own)
-                )
+                pieces.append(self.stretch(ids[:, part], embeds[:, part], sight.at(part), cache, own))
                 traces.append(own)
         if trace is not None:
             trace[:] = [torch.cat(same, dim=1) for same in zip(*traces, strict=True)]
@@ -138,24 +136,22 @@ class LatentReasonerForCausalLM(LatentptForCausalLM):
         self,
         ids: Tensor,
         embeds: Tensor,
-        positions: Tensor,
-        padding: Tensor | None,
+        sight: Sight,
         cache: DynamicCache,
         trace: list[Tensor] | None,
     ) -> Tensor:
         """Columns of which only the first may hold latents."""
-        seen = cache.get_seq_length()
         latent = ids == self.config.latent_token
         before = getattr(cache, "latest", None)
         if before is not None and self.config.fill != "pause" and bool(latent[:, 0].any()):
             z = (self.fill(*before) / self.config.embed_scale).to(embeds.dtype)
             embeds = torch.where(latent[..., None], z[:, None], embeds)
-        x = super().think(ids, embeds, positions, padding, cache, trace)
-        hidden = self.decoder.norm(x)
+        hidden = super().think(ids, embeds, sight, cache, trace)
         layered = hidden if self._layered is None else self._layered
-        real = torch.ones_like(latent) if padding is None else padding[:, seen : seen + ids.shape[1]]
+        here = slice(sight.seen, sight.seen + ids.shape[1])
+        real = torch.ones_like(latent) if sight.real is None else sight.real[:, here]
         self.remember(cache, hidden, layered, latent, real)
-        return x
+        return hidden
 
     def remember(
         self, cache: DynamicCache, hidden: Tensor, layered: Tensor, latent: Tensor, real: Tensor

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentpt.config import ConfigError
 from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.decoder import Decoder
@@ -20,7 +21,19 @@ from latentpt.thoughts.plan import Visibility
 from latentpt.thoughts.state import Before
 
 
-class Alcot(Latent):
+class RoutedLatent(Latent):
+    """Latent thoughts of which every slot predicts, so slots run through all layers."""
+
+    def __init__(self, config: ThoughtsConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        if self.span != (0, self.layers):
+            raise ConfigError(
+                f"thoughts.span = {config.span} with thoughts.method = {config.method}, whose slots all predict; "
+                "the nearest span is all"
+            )
+
+
+class Alcot(RoutedLatent):
     """Adaptive Latent CoT (arXiv 2602.08220): a router at every slot, stage-causal, exact in N + 1 passes.
 
     The penalty is said to be weighed by the probability of the right token, to prune more with lambda and less with beta;
@@ -34,7 +47,7 @@ class Alcot(Latent):
         self.halting = Reach(config, model)
 
 
-class Ponder3(Latent):
+class Ponder3(RoutedLatent):
     """PonderLM-3 (arXiv 2603.02023): the state of slot 0 divides the token among its slots; keys weigh what is left.
 
     Causal, by Jacobi sweeps like PonderLM-2. Slots' shares are a softmax, and the penalty is that of Adaptive Latent CoT with

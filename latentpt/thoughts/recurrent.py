@@ -19,6 +19,8 @@ from latentpt.thoughts.state import Before
 
 GATED = 32
 """Channels of the stream that the gates read."""
+RATE = 0.1
+"""What the memory is multiplied by at first, as published: embeddings and memory are of one size."""
 
 
 class LatentMemory(Injection):
@@ -30,7 +32,7 @@ class LatentMemory(Injection):
 
     def __init__(self, model: ModelConfig, project: Linear) -> None:
         super().__init__()
-        self.rate = nn.Parameter(torch.ones(1))
+        self.rate = nn.Parameter(torch.full((1,), RATE))
         self.project = project
         self.channels = min(GATED, model.hidden_size)
         self.gate = Gate(self.channels, 2 * model.kv_heads, bias=False)
@@ -71,11 +73,11 @@ class LatentRecurrent(CarryMethod):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Gates open and rates 1, projections like the keys' and values' of the published code; or all that goes in zero."""
+        """Gates open and rates RATE, projections like the keys' and values' of the published code; or all that goes in zero."""
         bound = 0.0 if self.config.zero_init else math.sqrt(3 / self.width)
         for layer, injection in enumerate(self.injections):
             assert isinstance(injection, LatentMemory)
-            injection.rate.fill_(0.0 if self.config.zero_init else 1.0)
+            injection.rate.fill_(0.0 if self.config.zero_init else RATE)
             injection.gate.weight.zero_()
             if layer == 0 or not self.config.shared_projections:
                 fill_uniform(injection.project, bound, seed, f"lrt.{layer}")

@@ -1,7 +1,9 @@
 """What transformers' tools expect of a model beyond logits, of exports that bring their own modeling file."""
 
+import ast
 import json
 import os
+import sys
 import time
 
 import peft
@@ -10,12 +12,14 @@ import torch
 import transformers
 
 from latentpt.data.tokenizer import load_tokenizer
-from latentpt.hub.folders import EXPORTED, export_folder, load_folder, special_ids, unrolled
-from tests.conftest import tiny_ids, tiny_model
+from latentpt.hub.folders import MODELING_FILES, export_folder, load_folder, special_ids, unrolled
+from latentpt.hub.recurrence import EXPORTED
+from tests.conftest import FAMILIES, thinking, tiny_ids, tiny_model
 from tests.folders import launch, shared, write_run, write_tokenizer
 from tests.hub.test_exports import exact, load_there, modules  # noqa: F401  (modules is for every test)
 
-THINKING = EXPORTED
+TURNS = [(method, FAMILIES[number % 3]) for number, method in enumerate(EXPORTED)]
+"""Every method in one family."""
 SOLVERS = {
     "jacobi": {"solver": "jacobi", "refinements": 2},
     "truncated": {"solver": "jacobi", "refinements": 2, "bptt_passes": 2},
@@ -50,9 +54,9 @@ def test_an_export_in_training_follows_the_schedule_of_the_method(tmp_path, meth
             torch.testing.assert_close(theirs[name].grad, parameter.grad, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", THINKING)
+@pytest.mark.parametrize(("method", "family"), TURNS)
 def test_checkpointed_training_has_the_gradients_of_the_whole(tmp_path, family, method):
-    _, there = both(tmp_path, family, method=method, num_thoughts=2, refinements=1)
+    _, there = both(tmp_path, family, {"num_layers": 3}, **thinking(method), refinements=1)
     ids = tiny_ids(2, 6)
     there.train()
     there(ids, labels=ids).loss.backward()
@@ -65,9 +69,9 @@ def test_checkpointed_training_has_the_gradients_of_the_whole(tmp_path, family, 
         torch.testing.assert_close(parameter.grad, whole[name])
 
 
-@pytest.mark.parametrize("method", THINKING)
+@pytest.mark.parametrize(("method", "family"), TURNS)
 def test_embeddings_stand_for_ids_and_hidden_states_lead_to_the_logits(tmp_path, family, method):
-    model, there = both(tmp_path, family, method=method, num_thoughts=1)
+    model, there = both(tmp_path, family, {"num_layers": 3}, **thinking(method, 1))
     ids = tiny_ids(2, 5)
     with torch.no_grad():
         out = there(ids, output_hidden_states=True)
@@ -87,9 +91,9 @@ def test_embeddings_stand_for_ids_and_hidden_states_lead_to_the_logits(tmp_path,
         there(ids, inputs_embeds=embeds)
 
 
-@pytest.mark.parametrize("method", ["latent", "loop"])
+@pytest.mark.parametrize("method", ["latent", "loop", "lrt", "dual_slot", "alcot"])
 def test_assisted_decoding_gives_the_same_tokens(tmp_path, method):
-    _, there = both(tmp_path, method=method, num_thoughts=1)
+    _, there = both(tmp_path, **thinking(method, 1))
     helper = tiny_model("llama", torch.float32, seed=1)
     export_folder(helper, tmp_path / "helper")
     ids = tiny_ids(1, 5)
@@ -240,3 +244,24 @@ def test_training_in_parallel_takes_a_fraction_of_cell_by_cell(tmp_path):
         f"a step cell by cell takes {ratio:.1f} times as long as in parallel ({a + d:.2f} s to {b + c:.2f} s)"
     )
     assert ratio > 3
+
+
+def test_an_export_imports_torch_and_transformers_alone(tmp_path):
+    export_folder(tiny_model(method="latent", num_thoughts=1), tmp_path / "hf")
+    files = sorted((tmp_path / "hf").glob("*.py"))
+    assert [file.name for file in files] == sorted(file.name for file in MODELING_FILES)
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.py"] if node.level else [node.module]
+            there = {"torch", "transformers", *sys.stdlib_module_names}
+            assert all((file.parent / name).is_file() or name.split(".")[0] in there for name in names)
+
+
+def test_what_transformers_saves_again_it_loads_again(tmp_path):
+    _, there = both(tmp_path, size={"num_layers": 3}, method="dual_slot", num_thoughts=1)
+    there.save_pretrained(tmp_path / "again")
+    assert {file.name for file in MODELING_FILES} <= {file.name for file in (tmp_path / "again").iterdir()}
+    ids = tiny_ids()
+    torch.testing.assert_close(load_there(tmp_path / "again").double()(ids).logits, there(ids).logits)

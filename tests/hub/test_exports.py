@@ -11,13 +11,13 @@ from latentpt.data.tokenizer import load_tokenizer
 from latentpt.evaluation.results import Figures, Measurement, keep_results
 from latentpt.generation.decode import generate
 from latentpt.hub import folders
-from latentpt.hub.folders import export_folder, load_folder
+from latentpt.hub.card import model_card
+from latentpt.hub.folders import export_folder, load_folder, loading_class
+from latentpt.hub.recurrence import READS
 from latentpt.thoughts.identity import identity
-from latentpt.thoughts.registry import METHODS
-from tests.conftest import thinking, tiny_ids, tiny_model
+from tests.conftest import VISIBLE, thinking, tiny_ids, tiny_model
 from tests.folders import BYTES_VOCAB, launch, shared, write_run, write_tokenizer
 
-THINKING = folders.EXPORTED
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10]]
 
 
@@ -45,12 +45,10 @@ def exact(model, ids):
     return model(ids, schedule=model.method.exact_schedule()).logits
 
 
-@pytest.mark.parametrize("visibility", ["causal", "stage_causal"])
-@pytest.mark.parametrize("method", THINKING)
+@pytest.mark.parametrize(("method", "visibility"), [pair for pair in VISIBLE if pair[0] != "vanilla"])
 def test_every_method_thinks_the_same_in_transformers(tmp_path, family, method, visibility):
-    model = tiny_model(
-        family, torch.float32, method=method, num_thoughts=2, visibility=visibility, weights=1.5
-    )
+    size, thoughts = {"num_layers": 3}, thinking(method)
+    model = tiny_model(family, torch.float32, size=size, **thoughts, visibility=visibility, weights=1.5)
     export_folder(model, tmp_path / "hf")
     there, ids = load_there(tmp_path / "hf"), tiny_ids(2, 7)
     with torch.no_grad():
@@ -60,12 +58,20 @@ def test_every_method_thinks_the_same_in_transformers(tmp_path, family, method, 
     assert torch.equal(again(ids).logits, model(ids).logits) and again.thoughts == model.thoughts
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"vanilla", *folders.EXPORTED}))
-def test_a_method_that_the_modeling_file_does_not_know_is_refused(tmp_path, method):
-    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method))
-    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .*(no export yet|cannot be exported)"):
-        export_folder(model, tmp_path / "hf")
+def test_a_method_that_the_modeling_file_does_not_know_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delitem(READS, "p2n")
+    with pytest.raises(
+        ConfigError, match=r"thoughts.method = p2n has no export yet; the nearest method that has is"
+    ):
+        export_folder(tiny_model("llama", torch.float32, method="p2n"), tmp_path / "hf")
     assert not list(tmp_path.glob("hf*"))
+
+
+@pytest.mark.parametrize("method", READS)
+def test_the_card_of_every_method_says_how_it_thinks(method):
+    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method))
+    text = model_card("name", model, loading_class(model), {})
+    assert "{" not in text and ("plain decoder" in text) == (method == "vanilla")
 
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"cumulative": True}], ids=str)
@@ -193,13 +199,3 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, monkeypatch, ca
     keep_results(run / "evaluation", [Measurement("piqa", {}, "of another step", 7, figures)])
     assert launch("export", monkeypatch, "--run", run, "--output", tmp_path / "later") == 0
     assert "piqa" not in (tmp_path / "later" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "method", [name for name in METHODS if not METHODS[name].carry and name != "vanilla"]
-)
-def test_a_span_of_layers_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, method):
-    model = tiny_model("llama", torch.float32, size={"num_layers": 3}, **thinking(method), span="middle")
-    with pytest.raises(ConfigError, match=f"thoughts.method = {method} .* cannot be exported"):
-        export_folder(model, tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from latentpt.config import ConfigError
 from latentpt.hub import from_hf, to_hf
 from latentpt.hub.convert import read_configs
-from latentpt.hub.folders import EXPORTED, export_folder, load_folder
+from latentpt.hub.folders import export_folder, load_folder
 from latentpt.hub.layouts import MODEL_TYPES
 from latentpt.hub.llamas import LAYOUTS as LLAMAS
-from tests.conftest import tiny_ids, tiny_model
+from latentpt.hub.recurrence import EXPORTED
+from tests.conftest import thinking, tiny_ids, tiny_model
 
 LONGEST = 16  # positions of the models here; texts are longer
 ROPES = {
@@ -205,7 +206,7 @@ def test_every_family_and_method_comes_back_to_the_digit(family, method, count, 
     thoughts = {"method": method}
     if method != "vanilla":
         thoughts |= {
-            "num_thoughts": count, "refinements": data.draw(st.integers(0, 2)),
+            **thinking(method, count), "refinements": data.draw(st.integers(0, 2)),
             "visibility": data.draw(st.sampled_from(["causal", "stage_causal"])),
         }  # fmt: skip
     model = tiny_model(family, torch.float32, size={"tie_embeddings": tied}, **thoughts)

@@ -159,6 +159,14 @@ def test_what_cannot_stop_says_so():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_span_of_layers_is_refused_where_all_slots_predict(method):
+    with pytest.raises(
+        ConfigError, match=f"thoughts.span = middle with thoughts.method = {method}, .* nearest span is all"
+    ):
+        make(method, size={"num_layers": 3}, span="middle")
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 def test_gradient_reaches_the_router_through_the_mixture_and_through_the_price(method, threshold):
     free, dear = (make(method, threshold=threshold, thought_price=price) for price in (0.0, 0.5))

@@ -16,7 +16,7 @@ from latentpt.thoughts.schedule import (
     sequential,
     strided,
 )
-from tests.conftest import tiny_ids, tiny_model
+from tests.conftest import VISIBLE, thinking, tiny_ids, tiny_model
 
 
 def hidden(model, ids, schedule=None):
@@ -149,6 +149,18 @@ def test_no_position_sees_the_future(family, visibility):
     before, after = hidden(model, ids), hidden(model, changed)
     close(before[:, :4], after[:, :4], atol=0)
     assert (before[:, 4:] - after[:, 4:]).abs().amax((0, 2)).min() > 1e-6
+
+
+@pytest.mark.parametrize(("method", "visibility"), VISIBLE)
+def test_no_position_sees_the_future_by_any_method_or_forward(method, visibility):
+    model = tiny_model(size={"num_layers": 3}, refinements=1, visibility=visibility, **thinking(method))
+    ids = tiny_ids(length=6)
+    changed = ids.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 37
+    for schedule in (model.method.schedule(), model.method.exact_schedule()):
+        before, after = (model.think(x, schedule) for x in (ids, changed))
+        close(before[:, :4], after[:, :4], atol=0)
+        assert (before[:, 4:] - after[:, 4:]).abs().amax((0, 2)).min() > 1e-7
 
 
 def test_truncation_changes_gradients_but_not_the_loss():

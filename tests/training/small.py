@@ -25,6 +25,15 @@ CARRIED = {
     "thoughts": {"method": "fbt", "num_thoughts": 0, "refinements": [0, 2], "draw": [0.4, 0.3, 0.3]},
 }
 
+# One method of every kind beyond slots, of three layers: a state carried in time, sets of positions, a span of layers, a
+# router whose price is weighed by how right each token was, a causal router.
+FEEDBACK = {
+    "lrt": {"method": "lrt", "num_thoughts": 0, "solver": "strided", "stride": 2, "refinements": 1},
+    "dual_slot": {"method": "dual_slot", "num_thoughts": 1, "visibility": "stage_causal"},
+    "t2mlr": {"method": "t2mlr", "num_thoughts": 0, "refinements": 3, "bptt_passes": 2},
+    "alcot": {"method": "alcot", "num_thoughts": 2, "threshold": 0.8, "thought_price": 0.1},
+}
+
 
 # What every number of ranks and ZeRO stage must agree on: sections of `tiny_run`, and of `zero` where a stage divides.
 MATRIX = {

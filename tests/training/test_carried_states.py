@@ -75,6 +75,16 @@ def test_a_plain_decoder_goes_on_with_a_carried_state_and_parameters_of_the_seed
     torch.testing.assert_close(after.method.state_dict(), fresh, atol=1e-10, rtol=0)
 
 
+def test_a_method_with_more_parameters_is_given_no_more_tokens(text, tmp_path):
+    """A budget in tokens per parameter gave the published LRT some 15 % more of them than its baseline."""
+    settings = {"steps": None, "tokens": 960}
+    plain = {"method": "vanilla", "num_thoughts": 0}
+    runs = [run_of(tmp_path, text, method, training=settings) for method in METHODS]
+    runs.append(tiny_run(tmp_path, text, model=MODEL, thoughts=plain, training=settings))
+    sizes = {sum(p.numel() for p in build_model(run).parameters()) for run in runs}
+    assert {run.steps for run in runs} == {10} and len(sizes) == len(runs)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_gates_and_rates_do_not_decay(method, text, tmp_path):
     model = build_model(run_of(tmp_path, text, method))

@@ -5,12 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from latentpt.run import checkpoints
+from latentpt.run import checkpoints, read_metrics
+from latentpt.training import trainer
 from latentpt.training.trainer import train
-from tests.training.small import CARRIED, MATRIX, finish, losses, matrix_run, start_ranks, tiny_run
+from tests.training.small import (
+    CARRIED,
+    FEEDBACK,
+    MATRIX,
+    finish,
+    losses,
+    matrix_run,
+    sparse_targets,
+    start_ranks,
+    tiny_run,
+)
 from tests.training.test_trainer import plain_losses
 
 WORKER = Path(__file__).with_name("two_ranks.py")
+GRADIENTS = Path(__file__).with_name("two_gradients.py")
 
 
 @pytest.mark.slow
@@ -60,3 +72,37 @@ def test_two_ranks_hand_over_to_one_and_one_to_four(text, tmp_path):
     train(tiny_run(tmp_path / "run", text, zero={"stage": 1}, training={"stop_at": 4}))
     finish(start_ranks(4, WORKER, text, run.folder.path, "3,8"))
     assert losses(run) == pytest.approx(plain_losses(run), abs=1e-5)
+
+
+def norms(config):
+    """Step -> norm of the gradient; Adam hides its size from the losses."""
+    return {m["step"]: m["grad_norm"] for m in read_metrics(config.folder.metrics) if m["kind"] == "train"}
+
+
+@pytest.mark.slow
+def test_feedback_and_routers_train_alike_on_any_number_of_ranks_under_every_partition(
+    text, tmp_path, monkeypatch
+):
+    """With targets that lie unevenly: the price of thoughts too is a sum over tokens, over the targets of all ranks."""
+    monkeypatch.setattr(trainer, "targets_of", sparse_targets)
+    finish(start_ranks(2, WORKER, text, tmp_path, "feedback"))
+    for name, thoughts in FEEDBACK.items():
+        alone, both = (
+            tiny_run(tmp_path / folder, text, model={"num_layers": 3}, thoughts=thoughts)
+            for folder in (f"{name}-alone", name)
+        )
+        train(alone)
+        assert losses(both) == pytest.approx(losses(alone), abs=2e-6), name
+        assert norms(both) == pytest.approx(norms(alone), rel=1e-4), name
+        both, alone = (
+            [m for m in read_metrics(run.folder.metrics) if m["kind"] == "validation"]
+            for run in (both, alone)
+        )
+        assert len(both) == 2 and [m.get("thoughts") for m in both] == pytest.approx(
+            [m.get("thoughts") for m in alone]
+        )
+
+
+@pytest.mark.slow
+def test_the_gradients_of_two_ranks_add_up_to_those_of_the_whole_batch():
+    finish(start_ranks(2, GRADIENTS))
