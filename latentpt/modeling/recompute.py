@@ -37,7 +37,7 @@ KEPT = {packet.default for name in (*ATTENTION, *PRODUCTS) if (packet := getattr
 def recompute(function: Callable[..., T], *inputs: Any, selective: bool = False) -> T:
     """function(*inputs), whose activations (but for what `selective` keeps) are made again in the backward pass."""
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-    chosen = {"context_fn": contexts} if selective else {}
+    chosen: dict[str, Any] = {"context_fn": contexts} if selective else {}
     result: T = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **chosen)
     return result
 

@@ -265,6 +265,11 @@ class ZeroConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ZeroConfig:
         _require(
+            self.offload_optimizer in (None, "cpu") or "/" in str(self.offload_optimizer),
+            f"zero.offload_optimizer = {self.offload_optimizer} is neither cpu nor a folder; "
+            f"as a folder write ./{self.offload_optimizer}",
+        )
+        _require(
             self.offload_optimizer is None or self.stage > 0,
             f"zero.offload_optimizer = {self.offload_optimizer} needs zero.stage 1, 2 or 3; the nearest is 1",
         )

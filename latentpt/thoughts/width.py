@@ -31,14 +31,16 @@ def scale_weights(model: nn.Module, config: ModelConfig, embed_scale: float) -> 
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.mul_(math.sqrt(2.5 * config.hidden_size) / embed_scale)
-    model.get_submodule("decoder.head").weight.mul_(math.sqrt(config.mup_base_width / config.hidden_size))
+    head = model.get_submodule("decoder.head")
+    assert isinstance(head, nn.Linear)
+    head.weight.mul_(math.sqrt(config.mup_base_width / config.hidden_size))
 
 
 def rates(model: nn.Module, config: ModelConfig, embed_scale: float) -> dict[nn.Parameter, float]:
     """Factors on AdamW's learning rate where they are not 1."""
     if config.mup_base_width is None:
         return {}
-    found = {}
+    found: dict[nn.Parameter, float] = {}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             found[module.weight] = math.sqrt(2.5 * config.mup_base_width) / embed_scale

@@ -238,7 +238,7 @@ def test_a_block_runs_again_once_for_every_pass_and_selective_spares_its_matrix_
         model = tiny_model(method="latent", num_thoughts=1, refinements=2)
         model.decoder.checkpoint_activations = mode
         runs = []
-        model.decoder.blocks[0].register_forward_hook(lambda *_, runs=runs: runs.append(None))
+        model.decoder.blocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(None))
         with Products() as seen:
             model(tiny_ids(), labels=tiny_ids(), return_logits=False).loss.backward()
         calls[mode], products[mode] = len(runs), seen.count

@@ -60,6 +60,7 @@ def test_offloading_goes_to_host_memory():
             {"deepspeed": {"comms_loger": {}}},
             "comms_loger is no key of DeepSpeed .* the nearest is comms_logger",
         ),
+        ({"offload_optimizer": "nvme"}, "nvme is neither cpu nor a folder; as a folder write ./nvme"),
         ({"stage": 0, "offload_optimizer": "cpu"}, "zero.offload_optimizer = cpu needs zero.stage 1, 2 or 3"),
         ({"stage": 2, "offload_parameters": "cpu"}, "zero.offload_parameters = cpu needs zero.stage = 3"),
     ],
