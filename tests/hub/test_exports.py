@@ -1,6 +1,8 @@
 """Exports as transformers sees them: the same logits, the same tokens from its own generate."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +25,19 @@ PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10]]
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path, monkeypatch):
-    """transformers copies modeling files before it imports them; it shall do that here."""
+    """transformers copies modeling files into a package before it imports them; it shall do that here, for one test."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    places = [place for place in sys.path if not (Path(place) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", places)
     for place in ("transformers.dynamic_module_utils", "transformers.utils.hub"):
         monkeypatch.setattr(f"{place}.HF_MODULES_CACHE", str(tmp_path / "modules"), raising=False)
+    forget()
+    yield
+    forget()
 
 
 def load_there(folder):
