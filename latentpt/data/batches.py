@@ -123,17 +123,17 @@ class TokenDataset:
         if (
             self.limit is not None and rows.view(np.uint64).max(initial=0) >= self.limit
         ):  # negative ones are huge
-            raise self._beyond(rows, starts)
+            raise self._beyond(rows, starts, self.limit)
         return rows
 
-    def _beyond(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> DataError:
-        """What is wrong with rows that begin at the tokens `starts` of the corpus and hold an id beyond the limit."""
-        row, column = map(int, np.argwhere(rows.view(np.uint64) >= self.limit)[0])
+    def _beyond(self, rows: NDArray[np.int64], starts: NDArray[np.int64], limit: int) -> DataError:
+        """What is wrong with rows that begin at the tokens `starts` of the corpus and hold an id that is not below `limit`."""
+        row, column = map(int, np.argwhere(rows.view(np.uint64) >= limit)[0])
         token = int(starts[row]) + column
         number = int(np.searchsorted(self._starts, token, side="right")) - 1
         return DataError(
             f"{self.shards[number].bin_path}: token {token - int(self._starts[number])} is the id {rows[row, column]}, "
-            f"but model.vocab_size = {self.limit}; the file is damaged or was made with another tokenizer",
+            f"but model.vocab_size = {limit}; the file is damaged or was made with another tokenizer",
             of_one_rank=True,
         )
 

@@ -215,7 +215,7 @@ class Shard(Index):
         """Ids first .. first + count - 1, [count], in the dtype of the file; raises DataError where they are gone."""
         ids = np.empty(count, self.dtype.newbyteorder("<"))
         try:
-            found = os.preadv(self._file, [ids], first * self.dtype.itemsize)
+            found = os.preadv(self._file, [ids.data], first * self.dtype.itemsize)
         except OSError as error:
             raise DataError(
                 f"{self.bin_path}: cannot be read at token {first} ({error.strerror})", of_one_rank=True

@@ -43,7 +43,7 @@ def test_a_spike_is_rewound_past_its_data_and_a_killed_training_does_the_same(te
     spiking(told, monkeypatch)
     train(told)
     spike = next(line for line in read_metrics(told.folder.metrics) if line["kind"] == "spike")
-    assert (spike["step"], spike["at"]) == (AT, AT) and spike["value"] > 3 * spike["mean_before"]
+    assert (spike["step"], spike["at"]) == (AT, AT) and spike["value"] > 1.5 * spike["mean_before"]
 
     progress = train(whole)
     assert (progress.step, progress.samples) == (36, 8 * (36 + AT - 25))
@@ -51,7 +51,7 @@ def test_a_spike_is_rewound_past_its_data_and_a_killed_training_does_the_same(te
     assert (line["step"], line["at"], line["seen"], line["samples"]) == (25, AT, AT, 8 * AT)
     before, after = losses(told), losses(whole)
     assert all(before[step] == after[step] for step in range(1, 26))
-    assert before[26] != after[26] and max(after.values()) < 2 * after[1]
+    assert before[26] != after[26] and max(after.values()) < spike["value"]
 
     advance = Trainer.advance
 
