@@ -32,6 +32,7 @@ ROOMS_BELOW = {
     "thoughts": {*GROUND, "modeling"},
     "data": GROUND,
     "run": {*CORE, "data"},
+    "status": {*GROUND, "run"},
     "generation": {*CORE, "data"},
     "training": {*CORE, "data", "run", "report", "hub"},
     "evaluation": {*CORE, "data", "run", "generation"},

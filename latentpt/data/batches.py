@@ -34,6 +34,7 @@ _TOGETHER = 8  # micro-batches read at once
 class SampleSource(Protocol):
     """What a stream reads from: a corpus or a mixture of several; see TokenDataset for the attributes."""
 
+    limit: int | None
     sample_length: int
     num_tokens: int
     num_samples: int
@@ -55,6 +56,7 @@ class TokenDataset:
         vocab_size: ids are below it, by the manifests; None for shards without a manifest.
         eod_id: id that ends a document, by the manifests; None when unknown.
         location: the paths, for messages.
+        limit: ids that are read must be below it, see `check_vocabulary`; None: whatever lies there is read.
     """
 
     def __init__(self, paths: str | Path | Sequence[str | Path], sample_length: int) -> None:
@@ -71,6 +73,7 @@ class TokenDataset:
         self.shards: list[Shard] = []
         self.vocab_size: int | None = None
         self.eod_id: int | None = None
+        self.limit: int | None = None
         first: tuple[Path, Manifest] | None = None
         for path in (folder for given in paths for folder in corpus_folders(Path(given))):
             manifest, shards = open_folder(path, random=True)
@@ -112,11 +115,27 @@ class TokenDataset:
             filled = 0
             while filled < length:
                 offset = start + filled - int(self._starts[number])
-                piece = self.shards[number].tokens[offset : offset + length - filled]
-                row[filled : filled + len(piece)] = piece
-                filled += len(piece)
+                shard = self.shards[number]
+                count = min(length - filled, shard.num_tokens - offset)
+                row[filled : filled + count] = shard.read(offset, count)
+                filled += count
                 number += 1
+        if (
+            self.limit is not None and rows.view(np.uint64).max(initial=0) >= self.limit
+        ):  # negative ones are huge
+            raise self._beyond(rows, starts, self.limit)
         return rows
+
+    def _beyond(self, rows: NDArray[np.int64], starts: NDArray[np.int64], limit: int) -> DataError:
+        """What is wrong with rows that begin at the tokens `starts` of the corpus and hold an id that is not below `limit`."""
+        row, column = map(int, np.argwhere(rows.view(np.uint64) >= limit)[0])
+        token = int(starts[row]) + column
+        number = int(np.searchsorted(self._starts, token, side="right")) - 1
+        return DataError(
+            f"{self.shards[number].bin_path}: token {token - int(self._starts[number])} is the id {rows[row, column]}, "
+            f"but model.vocab_size = {limit}; the file is damaged or was made with another tokenizer",
+            of_one_rank=True,
+        )
 
 
 def shard_folders(path: Path) -> list[Path]:
@@ -176,12 +195,16 @@ def open_folder(path: Path, random: bool = False) -> tuple[Manifest | None, list
 
 
 def check_vocabulary(dataset: SampleSource, vocab_size: int) -> None:
-    """Raise DataError unless a model with `vocab_size` embedding rows can read every id of `dataset`."""
+    """Let `dataset` give only ids that a model with `vocab_size` embedding rows can read.
+
+    Raises DataError if its manifest says otherwise; an id that lies there all the same is a DataError when it is read.
+    """
     if dataset.vocab_size is not None and dataset.vocab_size > vocab_size:
         raise DataError(
             f"{dataset.location}: was tokenized with a vocabulary of {dataset.vocab_size} ids, "
             f"but model.vocab_size = {vocab_size}; set model.vocab_size to at least {dataset.vocab_size}"
         )
+    dataset.limit = vocab_size
 
 
 class BatchStream:

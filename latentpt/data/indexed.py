@@ -5,19 +5,22 @@
                | i32[n] sequence lengths (tokens) | i64[n] byte offsets into .bin | i64[m] document index
                | i8[n] sequence modes (Megatron multimodal only, ignored)
 
-The document index lists the sequence at which each document starts, first 0 and last n. Reading maps both files and
-checks every size and every entry when a shard is opened, so a damaged pair is refused then and not in mid-training.
+The document index lists the sequence at which each document starts, first 0 and last n. Every size and every entry is
+checked when a shard is opened, so a damaged pair is refused then and not in mid-training. Samples are read from the open
+file and not from a map of it: a file that shrinks under a map ends the process without a word (SIGBUS).
 Writing goes to side files; the .idx appears last and marks the pair as complete.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import mmap
 import os
 import secrets
 import struct
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -55,8 +58,12 @@ def _map(path: Path) -> mmap.mmap | bytes:
             size = os.fstat(file.fileno()).st_size
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
     except OSError as error:
-        hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
-        raise DataError(f"{path}: cannot be opened ({error.strerror}){hint}") from None
+        raise _unopened(path, error) from None
+
+
+def _unopened(path: Path, error: OSError) -> DataError:
+    hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+    return DataError(f"{path}: cannot be opened ({error.strerror}){hint}")
 
 
 class Index:
@@ -173,10 +180,7 @@ class Index:
 
 
 class Shard(Index):
-    """A .bin/.idx pair, memory-mapped and checked.
-
-    Attributes:
-        tokens: every id of the shard, [num_tokens], in the dtype of the file, mapped.
+    """A .bin/.idx pair, checked. The .bin stays open: deleting or replacing it by another file changes nothing for a reader.
 
     Raises DataError as Index does, and for a .bin of another size than the .idx describes.
     """
@@ -190,11 +194,39 @@ class Shard(Index):
                 f"{self.bin_path}: there is no such file; a shard is a .bin and an .idx of the same name"
             )
         super().__init__(idx_path)
-        self.check_bin_size(self.bin_path, self.bin_path.stat().st_size)
-        mapped = _map(self.bin_path)
-        if random and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-            mapped.madvise(mmap.MADV_RANDOM)  # else the system reads megabytes around every sample
-        self.tokens = np.frombuffer(mapped, self.dtype.newbyteorder("<"), self.num_tokens)
+        try:
+            self._file = os.open(self.bin_path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unopened(self.bin_path, error) from None
+        weakref.finalize(self, os.close, self._file)
+        self.check_bin_size(self.bin_path, os.fstat(self._file).st_size)
+        if random and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(
+                self._file, 0, 0, os.POSIX_FADV_RANDOM
+            )  # else megabytes are read around every sample
+
+    @functools.cached_property
+    def tokens(self) -> NDArray:
+        """Every id of the shard, [num_tokens], in the dtype of the file, mapped."""
+        content = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) if self.num_tokens else b""
+        return np.frombuffer(content, self.dtype.newbyteorder("<"), self.num_tokens)
+
+    def read(self, first: int, count: int) -> NDArray:
+        """Ids first .. first + count - 1, [count], in the dtype of the file; raises DataError where they are gone."""
+        ids = np.empty(count, self.dtype.newbyteorder("<"))
+        try:
+            found = os.preadv(self._file, [ids.data], first * self.dtype.itemsize)
+        except OSError as error:
+            raise DataError(
+                f"{self.bin_path}: cannot be read at token {first} ({error.strerror})", of_one_rank=True
+            ) from None
+        if found != ids.nbytes:
+            raise DataError(
+                f"{self.bin_path}: has become shorter while it was read, it ends before token {first + count} of "
+                f"{self.num_tokens}; write it again and start the same command",
+                of_one_rank=True,
+            )
+        return ids
 
     def documents(self) -> Iterator[NDArray]:
         """Every document's tokens in order, each a view of the mapped file."""

@@ -154,6 +154,16 @@ class Mixture:
         self.num_tokens = sum(dataset.num_tokens for dataset in self._datasets)
         self.num_samples = sum(dataset.num_samples for dataset in self._datasets)
 
+    @property
+    def limit(self) -> int | None:
+        """Ids that are read must be below it, in all sources alike."""
+        return self._datasets[0].limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        for dataset in self._datasets:
+            dataset.limit = limit
+
     def counts(self, samples: int) -> dict[str, int]:
         """Samples of each source among the first `samples` of the stream."""
         return dict(zip(self.names, self.order.counts(samples).tolist(), strict=True))

@@ -41,6 +41,7 @@ from latentpt.training.engine import Engine, start_processes
 from latentpt.training.learning_rate import learning_rate
 from latentpt.training.loop import Loop
 from latentpt.training.origin import Claim, claimed, from_rank_0
+from latentpt.training.sinks import check_sinks
 
 FIXED = (
     "seed",
@@ -66,6 +67,7 @@ def finetune(config: FinetuneConfig, begin: Start = AUTO) -> Progress:
     """
     rank, world, device = start_processes()
     accumulation(config, world)
+    check_sinks(config.monitor)
     fixed = [*FIXED, FIXED_BY_MODE.get(config.mode, "coconut.")]
     with claimed(config, begin, fixed, identity(config)) as claim:
         prepared = prepare(config)
@@ -174,6 +176,7 @@ class FineTuner(Loop[FinetuneConfig]):
         stage, settings = moment.stage, self.config.training
         indices = batch_indices(len(self.train), stage.batch, self.config.seed, moment.epoch, moment.batch)
         rows = [self.row(index, moment) for index in indices]
+        self.phases.spent("data")
         micro_batches, micro = self.engine.accumulation, self.micro(stage)
         count = max(1, learnt(rows))
         loss = torch.zeros((), device=self.device)
@@ -190,7 +193,7 @@ class FineTuner(Loop[FinetuneConfig]):
         loss /= micro_batches
         peak = self.config.optimizer.lr if stage.lr is None else stage.lr
         lr = learning_rate(self.config.learning_rate, peak, *self.place_in_schedule(moment))
-        self.engine.step(lr)
+        self.update(lr)
         self.count_step(len(rows), sum(len(row.ids) for row in rows))
         return loss, lr
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Lines = Sequence[dict[str, Any]]
 INK = "#1c1c1c"
+PHASES = ("time/data", "time/pass", "time/forward", "time/backward", "time/reduction", "time/optimizer")
+"""What steps spend their time on, from first to last; all passes are one."""
 
 
 def draw_run(lines: Lines, title: str) -> bytes:
@@ -26,6 +28,8 @@ def draw_run(lines: Lines, title: str) -> bytes:
     panels: list[Callable[[Axes, Lines], None]] = [draw_norms, draw_rates, draw_speeds]
     if residual_names(trained):
         panels.insert(2, draw_residuals)
+    if any(PHASES[0] in line for line in trained):
+        panels.append(draw_times)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 7.6), layout="constrained")
         grid = figure.add_gridspec(2, len(panels), height_ratios=[1.5, 1])
@@ -149,3 +153,19 @@ def draw_speeds(axes: Axes, trained: Lines) -> None:
         axes.legend(loc="lower right")
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set(title="tokens a second", ylim=(0, None))
+
+
+def draw_times(axes: Axes, trained: Lines) -> None:
+    """Shares of the time that the phases of steps take, stacked."""
+    from matplotlib.ticker import PercentFormatter
+
+    told = [line for line in trained if PHASES[0] in line]
+    shares = np.array(
+        [[sum(v for k, v in line.items() if k.startswith(phase)) for line in told] for phase in PHASES]
+    )
+    names = [phase.removeprefix("time/") for phase in PHASES]
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(PHASES))]
+    axes.stackplot([line["tokens"] for line in told], shares, labels=names, colors=colours, alpha=0.8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set(title="time by phase", ylim=(0, 1))
+    axes.legend(fontsize=7, loc="lower right")

@@ -16,6 +16,7 @@ from latentpt.generation.sampling import Sampling
 from latentpt.generation.text import Options, Writer, find_tokenizer
 from latentpt.hub.source import data_folders
 from latentpt.run import RunConfig, RunFolder, checkpoints, load_model
+from latentpt.thoughts.model import LanguageModel
 
 SAMPLING = Sampling(temperature=0.7, top_k=50)
 PROMPT_TOKENS, NEW_TOKENS, PROMPTS = 24, 64, 3
@@ -42,9 +43,23 @@ def texts_of(folder: RunFolder, config: RunConfig, prompts: Sequence[str] = ()) 
     kept = read_texts(folder)
     if kept is not None and kept["of"] == of:
         return [Written(**one) for one in kept["texts"]]
-    model, _ = load_model(folder.path)
+    written = written_by(load_model(folder.path)[0], config, prompts, [str(folder.path)])
+    if not written:
+        return []
+    found = {"of": of, "texts": [one._asdict() for one in written]}
+    write_text(folder.texts, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return written
+
+
+def written_by(
+    model: LanguageModel, config: RunConfig, prompts: Sequence[str] = (), tokenizers: Sequence[str] = ()
+) -> list[Written]:
+    """What a model writes after `prompts`, or beginnings of held-out samples; none without a tokenizer.
+
+    That lies in one of the folders `tokenizers` or with the data. Raises ConfigError as `texts_of` does.
+    """
     try:
-        tokenizer = find_tokenizer([str(folder.path), *data_folders(config.data)], model)
+        tokenizer = find_tokenizer([*tokenizers, *data_folders(config.data)], model)
     except DataError:
         return []
     writer = Writer(model, tokenizer)
@@ -52,15 +67,11 @@ def texts_of(folder: RunFolder, config: RunConfig, prompts: Sequence[str] = ()) 
     asked = [writer.encode(prompt) for prompt in prompts] or beginnings(
         config, min(PROMPT_TOKENS, limit // 3)
     )
-    options = Options(min(NEW_TOKENS, limit // 2), SAMPLING)
     try:
-        texts = writer.continue_ids(asked, options)
+        texts = writer.continue_ids(asked, Options(min(NEW_TOKENS, limit // 2), SAMPLING))
     except ValueError as error:  # a learned table of positions ends
         raise ConfigError(f"a prompt cannot be continued: {error}") from None
-    written = [Written(_shown(tokenizer, ids), text) for ids, text in zip(asked, texts, strict=True)]
-    found = {"of": of, "texts": [one._asdict() for one in written]}
-    write_text(folder.texts, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return written
+    return [Written(_shown(tokenizer, ids), text) for ids, text in zip(asked, texts, strict=True)]
 
 
 def read_texts(folder: RunFolder) -> dict[str, Any] | None:

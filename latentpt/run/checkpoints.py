@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from latentpt.config import ConfigError, Section
-
-MARK = "COMMIT"
-META = "meta.json"
-NAME = re.compile(r"step-(\d{8,})")
+from latentpt.run.naming import MARK, META, NAME, committed, step_of  # noqa: F401  (others look for them here)
 
 
 class CheckpointError(ConfigError):
@@ -56,6 +52,8 @@ class Progress:
     """Of these, the ones since the last applied step."""
     refinements: int | None = None
     """Refinements of the coming step where they adapt."""
+    watch: dict[str, float] = field(default_factory=dict)
+    """What the watch over the loss knows, see `latentpt.training.guard`."""
     data: dict[str, str] = field(default_factory=dict)
     """What it is trained on, see `latentpt.data.identity`; empty where nobody said."""
 
@@ -89,17 +87,6 @@ class Meta(Section):
 
 
 RECORDS = TypeAdapter(dict[str, FileRecord])
-
-
-def committed(folder: Path) -> list[Path]:
-    """Finished checkpoints under `folder`, oldest first."""
-    found = (mark.parent for mark in folder.glob(f"*/{MARK}"))
-    return sorted((path for path in found if NAME.fullmatch(path.name)), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """Steps that had been trained when a checkpoint was written."""
-    return int(path.name.removeprefix("step-"))
 
 
 def find(folder: Path, step: int | None = None) -> Path:

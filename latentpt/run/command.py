@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from typing import Literal, NamedTuple
 
 Kind = Literal["auto", "resume", "fresh"]
@@ -17,6 +19,8 @@ class Start(NamedTuple):
     """The checkpoint to go on from; None: the latest that is intact. Later ones are set aside."""
     other_data: bool = False
     """Go on although the data are not those that it was begun with."""
+    deadline: float | None = None
+    """A time.monotonic() of this process after which the training saves and stops."""
 
 
 AUTO = Start()
@@ -41,10 +45,28 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--other-data", action="store_true", help="go on although the data are not those it was begun with"
     )
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        metavar="M",
+        help="save and stop after the step in which M minutes since this command's start are over; exit code 0",
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
 
 
+def minutes(text: str) -> float:
+    """A duration of the command line, which has an end and a beginning."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0, such as 90 or 0.5")
+    return value
+
+
 def asked_start(arguments: argparse.Namespace) -> Start:
-    """What the options say of where to start from."""
+    """What the options say of where to start from, and of when to stop; called as the command begins."""
     kind: Kind = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"
-    return Start(kind, arguments.step, arguments.other_data)
+    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    return Start(kind, arguments.step, arguments.other_data, deadline)

@@ -14,7 +14,7 @@ from latentpt.data.errors import DataError
 
 DONE = 0
 STOPPED = 1
-"""A training that diverged, a comparison that was stopped."""
+"""A training that diverged or broke off, a comparison that was stopped."""
 REFUSED = 2
 """Input that cannot work, or an arm that failed."""
 INTERRUPTED = 128 + signal.SIGINT
@@ -28,18 +28,26 @@ def to_nowhere(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+def code_of(error: BaseException) -> int:
+    """The exit code of a script that ends with an error; an error of ours may have an `exit_code` of its own."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return getattr(error, "exit_code", REFUSED) if isinstance(error, ConfigError | DataError) else STOPPED
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work of a script; what cannot work is one line on stderr, of one rank where there are several.
 
-    An error of ours may have an `exit_code` of its own.
+    An error of ours may say by `of_one_rank` that the first rank may not know of it.
     """
     try:
         work()
         sys.stdout.flush()
     except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", REFUSED)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or getattr(error, "of_one_rank", False):
+            print(f"error: {error}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
+        return code_of(error)
     except BrokenPipeError:  # whoever reads our output has seen enough
         to_nowhere(sys.stdout)
     except KeyboardInterrupt:

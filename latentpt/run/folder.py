@@ -7,7 +7,11 @@ runs/NAME/
     metrics.jsonl        one JSON object a line: what was measured at which step
     tensorboard/         the same for TensorBoard
     checkpoints/         see latentpt.run.checkpoints
+    state.json           whether it is being trained, by which process, or how the training ended
     summary.json         written when the training has reached its end
+    skipped/             samples and norms of steps whose gradient was not finite, see latentpt.training.evidence
+    rewinds.json         how often the training has gone back, see latentpt.training.rewind
+    profile/             a trace of some steps
     report.html          the run on one page, with report.png; texts.json has what it wrote
     STOP                 create it to have the training saved and stopped
 """
@@ -76,6 +80,26 @@ class RunFolder:
     def summary(self) -> Path:
         """The outcome; exists once the training has reached its end."""
         return self.path / "summary.json"
+
+    @property
+    def state(self) -> Path:
+        """What the training said last of itself: that it runs, or how it has ended."""
+        return self.path / "state.json"
+
+    @property
+    def skipped(self) -> Path:
+        """Folder of what is kept of steps whose gradient was not finite."""
+        return self.path / "skipped"
+
+    @property
+    def rewinds(self) -> Path:
+        """The times that the training has gone back to before a spike."""
+        return self.path / "rewinds.json"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of traces."""
+        return self.path / "profile"
 
     @property
     def report(self) -> Path:

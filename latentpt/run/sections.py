@@ -16,6 +16,7 @@ from latentpt.config import (
     Positive,
     Section,
     Share,
+    Whole,
     nearest,
     nearest_divisor,
 )
@@ -59,6 +60,9 @@ class TrainingConfig(Section):
     """Refuse GPU kernels whose sums depend on timing; on a CPU everything is deterministic anyway."""
     max_skipped: Count = 10
     """Abort after this many consecutive steps with a non-finite gradient."""
+    rewind: Whole = 0
+    """How often at most a spike of the loss lets the training go back to the checkpoint before it, and on from there past the
+    data that was read since; 0: a spike is only told."""
     silence: Positive = 120.0
     """Seconds without a sign of life of a rank (suspended, machine gone) after which the training ends and names it."""
     patience: Positive = 1800.0
@@ -327,9 +331,35 @@ class MonitorConfig(Section):
 
     every: Count = 10
     """Steps between lines of metrics.jsonl (and of the console where it is no terminal)."""
+    layers_every: Count | None = 100
+    """Steps between norms of the gradient and of the parameters of every layer; null: none."""
+    compare_ranks_every: Count | None = 100
+    """Steps between comparisons of the ranks' parameters, by checksums (zero.stage 0 to 2; also at every checkpoint); null: none."""
+    texts_every: Count | None = None
+    """Steps between texts that the model writes after beginnings of held-out samples (needs the shards' tokenizer); null: none."""
+    skipped: Whole = 10
+    """Of how many steps with a non-finite gradient the samples and norms are kept, in the folder skipped of the run."""
+    profile: tuple[Count, Count] | None = None
+    """First and last step of a trace (torch.profiler), which goes to the folder profile of the run; null: none."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder."""
+    wandb: str | None = None
+    """Project of Weights & Biases that measurements also go to; null: none."""
+    trackio: str | None = None
+    """Project of trackio that measurements also go to; null: none."""
     report: bool = True
     """When a pretraining ends or stops write the page about the run, report.html; `launch/report.py` makes it at any time."""
     peak_tflops: Positive | None = None
     """Peak arithmetic of one device in 1e12 FLOP/s, for MFU; null means look the device up (unknown ones give no MFU)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorConfig:
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            first, last = self.profile
+            raise ValueError(
+                f"monitor.profile = [{first}, {last}] ends before it begins; the nearest that does not is [{first}, {first}]"
+            )
+        for name in ("wandb", "trackio"):
+            if getattr(self, name) == "":
+                raise ValueError(f"monitor.{name} is empty; name a project, or set it to null")
+        return self

@@ -1,10 +1,13 @@
-"""What may end a training early: a signal, a STOP file, gradients that are no longer finite."""
+"""What may end a training early: a signal, a STOP file, the end of its time, gradients that are no longer finite."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +18,16 @@ import torch.distributed as dist
 from latentpt.config import ConfigError
 
 # In the order of precedence when ranks report different reasons in the same step.
-REASONS = (None, "file STOP", "end of the launcher", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM")
+REASONS = (
+    None,
+    "end of --minutes",
+    "file STOP",
+    "end of the launcher",
+    "SIGUSR1",
+    "SIGHUP",
+    "SIGINT",
+    "SIGTERM",
+)
 
 
 class StopSignals:
@@ -26,8 +38,9 @@ class StopSignals:
     same value at the same step, and the communication is over by the time it is read. Use as a context manager.
     """
 
-    def __init__(self, stop_file: Path) -> None:
-        self._stop_file = stop_file
+    def __init__(self, stop_file: Path, deadline: float | None = None) -> None:
+        """`deadline` is a time.monotonic() of this process."""
+        self._stop_file, self._deadline = stop_file, deadline
         self._flag = 0
         self._alone = not dist.is_initialized() or dist.get_world_size() == 1
         self._looks = not dist.is_initialized() or dist.get_rank() == 0  # one rank looks for the file
@@ -63,6 +76,8 @@ class StopSignals:
         """Call once after every step, on every rank: why to stop now, the same on all ranks, or None."""
         if self._looks and self._stop_file.exists():
             self._flag = max(self._flag, REASONS.index("file STOP"))
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._flag = max(self._flag, REASONS.index("end of --minutes"))
         if self._alone:
             return REASONS[self._flag]
         agreed = 0
@@ -109,7 +124,8 @@ class SkippedSteps:
 class LossWatch:
     """Tells a loss that is far above those before it: a spike, or the beginning of a divergence.
 
-    "Far" is five standard deviations of the running mean, and a tenth of the mean at least. A spike does not enter the mean.
+    "Far" is five standard deviations of the running mean, and a tenth of the mean at least; what is not finite is. A spike
+    does not enter the mean.
 
     Attributes:
         mean: running mean of the losses so far.
@@ -118,15 +134,22 @@ class LossWatch:
 
     DECAY, BEGIN = 0.98, 20
 
-    def __init__(self) -> None:
-        self.mean, self.high = 0.0, False
-        self._variance, self._seen = 0.0, 0
+    def __init__(self, state: Mapping[str, float] | None = None) -> None:
+        """Go on from the `state` of an earlier watch, or from nothing."""
+        state = state or {}
+        self.mean, self.high = state.get("mean", 0.0), bool(state.get("high", False))
+        self._variance, self._seen = state.get("variance", 0.0), int(state.get("seen", 0))
+
+    @property
+    def state(self) -> dict[str, float]:
+        """All that it knows."""
+        return {"mean": self.mean, "high": float(self.high), "variance": self._variance, "seen": self._seen}
 
     def observe(self, loss: float) -> bool:
         """Take note of one step's loss; returns whether a spike begins with it."""
         was_high = self.high
         far = max(5 * self._variance**0.5, 0.1 * abs(self.mean))
-        self.high = self._seen >= self.BEGIN and not loss <= self.mean + far  # so written, nan is high
+        self.high = not math.isfinite(loss) or (self._seen >= self.BEGIN and loss > self.mean + far)
         if not self.high:
             self._seen += 1
             new = max(1 - self.DECAY, 1 / self._seen)

@@ -1,4 +1,4 @@
-"""What a training tells: metrics.jsonl first, then TensorBoard and the console from the same values."""
+"""What a training tells: metrics.jsonl first, then sinks (TensorBoard, ..) and the console from the same values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from latentpt.run import cut_metrics
 from latentpt.run.exits import to_nowhere
+from latentpt.training.sinks import Sink
 
 # Dense bf16 peaks in TFLOP/s from the vendors' data sheets, by a part of the device's name.
 PEAK_TFLOPS = {
@@ -75,6 +77,8 @@ class Clock:
 
 
 CONSOLE = "the console"
+UNSAID = ("layers",)
+"""Kinds of records that are too long for the console."""
 
 
 class Monitor:
@@ -83,14 +87,9 @@ class Monitor:
     On a terminal a progress bar shows the latest values and the time left; elsewhere each record is a plain line.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path | None, done: int, total: int) -> None:
-        self._path, self._failed = metrics, set[str]()
-        self._file = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._events: Any = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(tensorboard, purge_step=done + 1)
+    def __init__(self, metrics: Path, sinks: Sequence[Sink], done: int, total: int) -> None:
+        self._path, self._sinks, self._failed = metrics, sinks, set[str]()
+        self._file = _opened(metrics)
         self._total = total
         self._started, self._first = time.perf_counter(), done
         self._bar = (
@@ -102,9 +101,9 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
-        if self._events is not None:
-            with self._writing("TensorBoard"):
-                self._events.close()
+        for sink in self._sinks:
+            with self._writing(sink.name):
+                sink.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -124,10 +123,10 @@ class Monitor:
 
     @contextlib.contextmanager
     def _writing(self, where: str) -> Iterator[None]:
-        """Writing that may fail without ending the training: a full disk, a closed pipe. The first failure is told."""
+        """Writing that may fail without ending the training: a full disk, a closed pipe, a server. The first failure is told."""
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: the file is closed
+        except Exception as error:  # closed files are ValueErrors, and services have errors of their own
             if where not in self._failed:
                 self._failed.add(where)
                 if where == CONSOLE:  # whatever is still to come would fail again
@@ -144,15 +143,27 @@ class Monitor:
         line = json.dumps(values | {key: None for key, value in values.items() if _odd(value)}) + "\n"
         with self._writing(str(self._path)):
             self._write(line)
-        with self._writing("TensorBoard"):
-            for name, value in values.items() if self._events is not None else ():
-                if isinstance(value, int | float) and name not in ("step", "tokens", "seconds"):
-                    self._events.add_scalar(f"{values['kind']}/{name}", value, values["step"])
+        for sink in self._sinks:
+            with self._writing(sink.name):
+                sink.record(values)
         if self._bar is not None and values["kind"] == "train":
             with self._writing(CONSOLE):
                 self._bar.set_postfix_str(_summary(values))
-        else:
+        elif values["kind"] not in UNSAID:
             self.say(self._line(values))
+
+    def rewind(self, step: int) -> None:
+        """Take back everything after `step`: the training goes on from there."""
+        os.close(self._file)
+        with self._writing(str(self._path)):
+            cut_metrics(self._path, step)
+        self._file = _opened(self._path)
+        for sink in self._sinks:
+            with self._writing(sink.name):
+                sink.rewind(step)
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
 
     def _write(self, line: str) -> None:
         """Append a line whole, or, where the disk is full, nothing of it."""
@@ -164,6 +175,8 @@ class Monitor:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _line(self, values: dict[str, Any]) -> str:
+        if values["kind"] == "text":
+            return f"step {values['step']:>7}  writes {values['prompt']!r} > {values['text']!r}"
         if "loss" not in values:
             rest = ", ".join(f"{key} {value}" for key, value in values.items() if key not in POSITION)
             return f"step {values['step']:>7}  {values['kind']} {rest}"
@@ -175,6 +188,10 @@ class Monitor:
         return f"step {done:>7}/{self._total} ({100 * done // self._total:>3} %)  {_summary(values)}  {left} left"
 
 
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+
 def _odd(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
@@ -184,6 +201,8 @@ def _summary(values: dict[str, Any]) -> str:
     parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if values["mfu"] is not None:
         parts.append(f"MFU {100 * values['mfu']:.1f} %")
+    if values.get("time/data", 0.0) >= 0.05:
+        parts.append(f"{100 * values['time/data']:.0f} % waiting for data")
     if values["skipped"]:
         parts.append(f"{values['skipped']} skipped")
     return "  ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,22 +22,28 @@ from latentpt.data.batches import (
 from latentpt.data.identity import data_identity
 from latentpt.data.opening import open_training, open_validation
 from latentpt.modeling.loss import IGNORE
-from latentpt.run import RunConfig, read_metrics
-from latentpt.run.checkpoints import Progress
+from latentpt.run import RunConfig
+from latentpt.run.checkpoints import Progress, committed, step_of
 from latentpt.run.command import AUTO, Start
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
 from latentpt.thoughts.documents import document_ids
+from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
-from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import Schedule
+from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.compiling import compile_blocks
 from latentpt.training.engine import Engine, start_processes
+from latentpt.training.evidence import keep_evidence
 from latentpt.training.learning_rate import learning_rate
-from latentpt.training.loop import Loop
+from latentpt.training.looking import Measured, Passes
+from latentpt.training.loop import Loop, Spike
 from latentpt.training.monitor import peak_flops
-from latentpt.training.origin import Claim, claimed
+from latentpt.training.origin import Claim, claimed, from_rank_0, newest_intact
+from latentpt.training.outcome import last_values
+from latentpt.training.rewind import Rewind, read_rewinds, samples_at, write_rewinds
+from latentpt.training.sinks import check_sinks
 from latentpt.training.start import load_start
 
 WRITING_PARAMETERS = 1_000_000_000
@@ -61,6 +68,7 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
     data, held_out = open_training(config.data), open_validation(config.data)
     for dataset in (data, *held_out.values()):
         check_vocabulary(dataset, config.model.vocab_size)
+    check_sinks(config.monitor)
     if config.data.mask_documents and data.eod_id is None:
         raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
     with claimed(config, start, FIXED, data_identity(config.data)) as claim:
@@ -92,13 +100,13 @@ def training_loss(
     model: LanguageModel,
     tokens: Tensor,
     schedule: Schedule,
-    residuals: Residuals | None = None,
+    watch: Watch | None = None,
     end_token: int | None = None,
     target_count: Tensor | None = None,
 ) -> Tensor:
     """Nats of samples [b, L + 1] over `target_count` (None: the mean over their own targets).
 
-    `residuals`, if given, are told what refinements moved; an `end_token` keeps the documents it ends apart.
+    A `watch` looks on; an `end_token` keeps the documents it ends apart.
     """
     ids, targets = tokens[:, :-1], targets_of(tokens)
     documents = None if end_token is None else document_ids(ids, end_token)
@@ -107,7 +115,7 @@ def training_loss(
         targets=targets,
         target_count=target_count,
         schedule=schedule,
-        watch=residuals,
+        watch=watch,
         documents=documents,
         return_logits=False,
     ).loss
@@ -150,6 +158,9 @@ class Trainer(Loop[RunConfig]):
         if config.thoughts.residual_target is not None:
             self.adaptive = AdaptiveRefinements(model.method, self.progress.refinements)
         self.residuals: Tensor | None = None  # of the last step, where it was measured
+        self.thoughts: dict[int, Tensor] = {}  # likewise, how large what a slot read was
+        self.rewinds = from_rank_0(read_rewinds(config.folder.rewinds, self.progress.step))
+        self.progress.samples = samples_at(self.rewinds, self.progress.step, self.progress.samples)
         peak = peak_flops(device, settings.precision, config.monitor.peak_tflops)
         self.peak = peak * self.world if peak is not None else None
         self.flops: dict[Schedule, float] = {}
@@ -158,17 +169,19 @@ class Trainer(Loop[RunConfig]):
         """Open this rank's micro-batches from where the training stands."""
         if self.graphs is not None and self.monitor is not None:
             self.graphs.say = self.monitor.say
-        self.stream = stack.enter_context(
-            BatchStream(
-                self.data,
-                self.config.seed,
-                self.global_batch,
-                self.config.training.micro_batch,
-                self.rank,
-                self.world,
-                self.progress.samples,
-            )
-        )
+        if self.monitor is not None and self.config.folder.rewinds.is_file():
+            write_rewinds(self.config.folder.rewinds, self.rewinds)  # without those after where it goes on
+        self.streams = stack.enter_context(ExitStack())
+        self.open_stream()
+
+    def open_stream(self) -> None:
+        """Read this rank's micro-batches from the next sample on."""
+        settings, progress = self.config.training, self.progress
+        stream = BatchStream(
+            self.data, self.config.seed, self.global_batch, settings.micro_batch, self.rank, self.world, progress.samples
+        )  # fmt: skip
+        self.streams.close()
+        self.stream = self.streams.enter_context(stream)
 
     def advance(self) -> None:
         """One optimizer step, then a line of metrics where it is due."""
@@ -178,13 +191,62 @@ class Trainer(Loop[RunConfig]):
         if self.logs(self.progress.step):
             residuals = self.residuals.tolist() if self.residuals is not None else []
             moved = {f"residual/{k}": residual for k, residual in enumerate(residuals, start=1)}
-            self.log(lr, refinements=schedule.refinements or None, **moved)
+            sizes = {f"thought/{slot}": size.item() for slot, size in self.thoughts.items()}
+            self.log(lr, refinements=schedule.refinements or None, **moved, **sizes)
 
     def assess(self) -> None:
-        """A validation where it is due."""
-        step = self.progress.step
+        """A validation, and texts, where they are due."""
+        step, every = self.progress.step, self.config.monitor.texts_every
         if step % self.config.validation.every == 0 or step == self.total:
             self.validate()
+        if every is not None and step % every == 0:
+            self.write_texts()
+
+    def write_texts(self) -> None:
+        """Let the model as it is write, on all ranks, since they may have to share its parameters."""
+        from latentpt.report.texts import written_by  # what it imports is needed for texts alone
+
+        self.mark(f"texts after step {self.progress.step}")
+        with self.clock:
+            found = self.engine.call(written_by, self.config)
+        for number, (prompt, text) in enumerate(found, start=1):
+            self.record(kind="text", number=number, prompt=prompt, text=text)
+
+    def rewound(self) -> bool:
+        """Go back to the last checkpoint before a spike, and on past the data read since, if training.rewind still allows it."""
+        spike, self.spike = self.spike, None
+        if spike is None or len(self.rewinds) >= self.config.training.rewind:
+            return False
+        self.tell(self.writer.settle())
+        saved = from_rank_0(committed(self.config.folder.checkpoints))
+        before = [path for path in saved if step_of(path) < spike.at]
+        if not before:
+            self.say(
+                f"the loss spikes at step {spike.at}, and there is no checkpoint before it to go back to"
+            )
+            return False
+        with self.clock:
+            self.go_back(newest_intact(before), spike)
+        return True
+
+    def go_back(self, origin: Path, spike: Spike) -> None:
+        """Go on from a checkpoint before the spike, with the samples that nobody has read yet."""
+        folder, seen = self.config.folder, self.progress
+        self.progress = checkpoint.load(origin, self.engine)
+        step = self.progress.step
+        self.rewinds.append(Rewind(to=step, at=spike.at, seen=seen.step, samples=seen.samples))
+        if self.monitor is not None:
+            checkpoint.set_aside_after(origin)
+            write_rewinds(folder.rewinds, self.rewinds)
+            self.monitor.rewind(step)
+        self.progress.samples, self.progress.data = seen.samples, seen.data
+        self.resume_watches()
+        self.logged = (*self.logged[:2], self.clock.seconds)
+        if self.adaptive is not None:
+            self.adaptive.refinements = self.progress.refinements
+        self.saved_at = step
+        self.open_stream()
+        self.record(kind="rewind", seen=seen.step, samples=seen.samples, **spike._asdict())
 
     def next_schedule(self) -> Schedule:
         """The schedule of the coming step, equal on all ranks."""
@@ -196,21 +258,27 @@ class Trainer(Loop[RunConfig]):
         """One optimizer step; returns this rank's part of the loss (their mean over ranks is that of the global batch;
         on the device) and the learning rate."""
         progress, engine = self.progress, self.engine
-        measured = Residuals() if self.adaptive is not None or self.logs(progress.step + 1) else None
+        looks = self.adaptive is not None or self.logs(progress.step + 1)
+        watch = Measured(self.phases.spent) if looks else Passes(self.phases.spent)
         loss = torch.zeros((), device=self.device)
         batches = [next(self.stream) for _ in range(engine.accumulation)]
+        self.phases.spent("data")
         targets = self.targets_per_micro_batch(batches)
+        losses = []
         for batch in batches:
             self.mark(f"step {progress.step + 1}")
             tokens = batch.to(self.device, non_blocking=True)
-            nats = engine.accumulate(tokens, schedule, measured, self.end_token, targets)
-            loss += nats.float() / engine.accumulation
+            nats = engine.accumulate(tokens, schedule, watch, self.end_token, targets)
+            losses.append(nats.float())
+            loss += losses[-1] / engine.accumulation
         lr = learning_rate(self.config.learning_rate, self.config.optimizer.lr, progress.step, self.total)
         average = self.config.average
-        engine.step(lr, average.share(progress.step, self.total) if average is not None else 0.0)
+        self.update(lr, average.share(progress.step, self.total) if average is not None else 0.0)
+        if not engine.applied:
+            self.keep_evidence(batches, losses, schedule, lr)
         tokens_read = self.global_batch * self.length
         progress.training_flops += tokens_read * self.flops_per_token(schedule)
-        self.measure(measured)  # the step is over on the device too: `applied` has waited for it
+        self.measure(watch)  # the step is over on the device too: `applied` has waited for it
         self.count_step(self.global_batch, tokens_read)
         return loss, lr
 
@@ -225,15 +293,39 @@ class Trainer(Loop[RunConfig]):
         dist.all_reduce(targets)
         return targets.clamp(min=1) / (len(batches) * self.world)
 
-    def measure(self, measured: Residuals | None) -> None:
-        """Average the residuals of a step over ranks, on the device."""
-        self.residuals = measured.values() if measured is not None else None
-        if self.residuals is not None:
-            self.residuals = self.residuals.to(self.device)
-            dist.all_reduce(self.residuals)
-            self.residuals /= self.world
-            if self.adaptive is not None:
-                self.adaptive.observe(self.residuals.tolist())
+    def keep_evidence(
+        self, batches: list[Tensor], losses: list[Tensor], schedule: Schedule, lr: float
+    ) -> None:
+        """Keep what a step was made of whose gradient was not finite, unless it has been done often enough."""
+        progress = self.progress
+        if progress.skipped >= self.config.monitor.skipped:
+            return
+        tensors = {"samples": torch.cat(batches).int(), "losses": torch.stack(losses)}
+        facts = {
+            "step": progress.step + 1,
+            "samples": [progress.samples, progress.samples + self.global_batch],
+            "seed": self.config.seed,
+            "micro_batch": self.config.training.micro_batch,
+            "ranks": self.world,
+            "refinements": schedule.refinements,
+            "lr": lr,
+        }
+        folder = self.config.folder.skipped / f"step-{progress.step + 1:08d}"
+        keep_evidence(folder, self.rank, tensors, facts, [*self.engine.names], *self.norms())
+
+    def measure(self, watch: Measured | Passes) -> None:
+        """Average over ranks, on the device, what was measured in a step: residuals and sizes of what slots read."""
+        if not isinstance(watch, Measured):
+            self.residuals, self.thoughts = None, {}
+            return
+        residuals, sizes = watch.values().to(self.device), watch.norms()
+        everything = torch.cat([residuals, *(size.view(1) for size in sizes.values())])
+        dist.all_reduce(everything)
+        everything /= self.world
+        self.residuals = everything[: len(residuals)]
+        self.thoughts = dict(zip(sizes, everything[len(residuals) :].unbind(), strict=True))
+        if self.adaptive is not None:
+            self.adaptive.observe(self.residuals.tolist())
 
     def flops_per_token(self, schedule: Schedule) -> float:
         """FLOPs of forward and backward per token under the schedule of a step."""
@@ -295,9 +387,7 @@ class Trainer(Loop[RunConfig]):
 
     def summary(self) -> dict[str, Any]:
         """The last losses."""
-        lines = read_metrics(self.config.folder.metrics) if self.rank == 0 else []
-        final = {line["kind"]: line.get("loss") for line in lines}
-        return {"train_loss": final.get("train"), "validation_loss": final.get("validation")}
+        return last_values(self.config.folder) if self.rank == 0 else {}
 
     def conclude(self) -> None:
         """The page about the run, with texts of its model once it has come to its end."""

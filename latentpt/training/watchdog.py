@@ -38,10 +38,18 @@ class Watchdog:
     silence: seconds without a sign of life after which a rank counts as gone.
     patience: seconds without a `mark` of any rank after which the training counts as hung.
     on_orphaned: called in the thread when the launcher has ended; a rank that then does not stop within `patience` is ended.
+    on_end: called in a thread, with the reason, before the rank is ended.
     """
 
-    def __init__(self, silence: float, patience: float, on_orphaned: Callable[[], None]) -> None:
-        self.silence, self.patience, self._on_orphaned = silence, patience, on_orphaned
+    def __init__(
+        self,
+        silence: float,
+        patience: float,
+        on_orphaned: Callable[[], None],
+        on_end: Callable[[str], None] = lambda problem: None,
+    ) -> None:
+        self.silence, self.patience = silence, patience
+        self._on_orphaned, self._on_end = on_orphaned, on_end
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._marks = 0
         self._where = "start"
@@ -127,6 +135,7 @@ class Watchdog:
     def _end(self, problem: str) -> None:
         with contextlib.suppress(OSError):
             print(f"error: {problem}; rank {self._rank} ends at {self._where}", file=sys.stderr, flush=True)
+            self._on_end(problem)
         os._exit(EXIT_CODE)  # the main thread waits for somebody who will not come
 
 

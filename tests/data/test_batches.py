@@ -194,3 +194,28 @@ def test_more_shards_than_the_limit_of_open_files_are_read(tmp_path: Path) -> No
     samples, descriptors = map(int, answer.stdout.split())
     assert samples == (300 * 9 - 1) // 8
     assert descriptors < 300 + 32  # one a shard: the .idx is closed once it is checked
+
+
+def test_an_id_that_the_model_has_not_is_named_with_its_shard_and_place(tmp_path):
+    corpus = TokenDataset(make_folder(tmp_path / "d", [100, 50]), LENGTH)
+    damaged = tmp_path / "d" / "t-00001-of-00002.bin"
+    content = bytearray(damaged.read_bytes())
+    content[14:16] = (60000).to_bytes(2, "little")
+    damaged.write_bytes(content)
+    assert 60000 in corpus.sample(13)  # nobody has said what is too large
+    check_vocabulary(corpus, 60000)
+    with pytest.raises(DataError, match=r"t-00001-of-00002\.bin: token 7 is the id 60000, but model.vocab_"):
+        corpus.sample(13)
+    with pytest.raises(DataError, match="token 7 is the id 60000"), BatchStream(corpus, 0, 2, 2) as stream:
+        for _ in range(20):
+            next(stream)
+    assert corpus.sample(12)[-1] == 104
+
+
+def test_a_negative_id_is_named(tmp_path):
+    with ShardWriter(tmp_path / "s", np.int32) as shard:
+        shard.add_document([1, 2, -3, 4, 5, 6, 7, 8, 9, 10])
+    corpus = TokenDataset(tmp_path / "s", LENGTH)
+    check_vocabulary(corpus, 11)
+    with pytest.raises(DataError, match="token 2 is the id -3"):
+        corpus.sample(0)

@@ -161,3 +161,30 @@ def test_a_pair_written_by_megatron_is_read() -> None:
     shard = Shard(SHARED / "data/megatron/openwebtext/meg-gpt2-openwebtext_text_document")
     assert (shard.num_documents, shard.num_tokens, shard.dtype) == (1000, 1361845, np.uint16)
     assert sum(len(d) for d in shard.documents()) == 1361845
+
+
+def test_a_shard_that_shrinks_is_named_and_one_that_is_deleted_or_replaced_is_read_on(tmp_path):
+    shard = Shard(write(tmp_path / "s", [range(1000)], np.uint16))
+    bin_path = tmp_path / "s.bin"
+    assert shard.read(990, 10).tolist() == list(range(990, 1000))
+    (tmp_path / "other").write_bytes(bytes(2000))
+    (tmp_path / "other").replace(bin_path)
+    assert shard.read(5, 2).tolist() == [5, 6]
+    bin_path.unlink()
+    assert shard.read(5, 2).tolist() == [5, 6] and shard.tokens[7] == 7
+
+    shard = Shard(write(tmp_path / "t", [range(1000)], np.uint16))
+    os.truncate(tmp_path / "t.bin", 1981)
+    assert shard.read(980, 10).tolist() == list(range(980, 990))
+    with pytest.raises(DataError, match=r"t\.bin: has become shorter .* before token 1000 of 1000"):
+        shard.read(985, 15)
+
+
+def test_an_open_shard_is_one_descriptor_and_gives_it_back(tmp_path):
+    write(tmp_path / "s", [range(10)], np.uint16)
+    before = len(list(Path("/dev/fd").iterdir()))
+    shards = [Shard(tmp_path / "s") for _ in range(5)]
+    assert [shard.read(3, 1)[0] for shard in shards] == [3] * 5
+    assert len(list(Path("/dev/fd").iterdir())) == before + 5
+    del shards
+    assert len(list(Path("/dev/fd").iterdir())) == before

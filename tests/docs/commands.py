@@ -27,10 +27,11 @@ class Command(NamedTuple):
 
     @property
     def program(self) -> str:
-        """What is run: a script, `data_prep`, `make`, .. ."""
+        """What is run: a script, a module of the library as its file, `data_prep`, `make`, .. ."""
         words = self.words
         if words[0] == "python" and words[1] == "-m":
-            return words[2]
+            inside = words[2].startswith("latentpt.")
+            return f"{words[2].replace('.', '/')}.py" if inside else words[2]
         if words[0] in ("python", "deepspeed"):
             return next(word for word in words[1:] if word.endswith(".py"))
         return words[0]
@@ -38,6 +39,8 @@ class Command(NamedTuple):
     @property
     def arguments(self) -> list[str]:
         """Everything behind the program."""
+        if self.words[1:2] == ["-m"]:
+            return self.words[3:]
         first = self.words.index(self.program) if self.program in self.words else 0
         return self.words[first + 1 :]
 

@@ -10,7 +10,7 @@ from matplotlib import image
 
 from latentpt.evaluation.results import Figures, Measurement, keep_results
 from latentpt.report import command, report, texts
-from latentpt.report.curves import loss_range, points, smoothed
+from latentpt.report.curves import draw_times, loss_range, points, smoothed
 from latentpt.report.page import changed, duration
 from latentpt.run import RunFolder, read_metrics
 from latentpt.training.start import load_run_config
@@ -28,7 +28,8 @@ def metrics(steps=30):
         shared = {"step": step, "tokens": 64 * step, "training_flops": 1e9 * step, "seconds": 1.5 * step}
         loss = None if step == 7 else 6 / math.sqrt(step)
         lines.append({"kind": "train", **shared, "loss": loss, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_second": 900.0,
-                      "mfu": None, "refinements": 1, "skipped": int(step >= 7), "residual/1": 0.1 / step})  # fmt: skip
+                      "mfu": None, "refinements": 1, "skipped": int(step >= 7), "residual/1": 0.1 / step, "time/data": 0.1,
+                      "time/pass/1": 0.2, "time/pass/2": 0.2, "time/backward": 0.4})  # fmt: skip
         if step % 10 == 0:
             lines.append({"kind": "validation", **shared, "loss": 6 / math.sqrt(step), "loss/books": 3.0})
     return lines
@@ -154,3 +155,13 @@ def test_what_is_shown_of_the_configuration_is_what_differs_from_the_defaults(ru
 
 def test_durations_are_hours_minutes_and_seconds():
     assert duration(3723.4) == "1:02:03"
+
+
+def test_the_times_of_all_passes_are_one_share_and_stand_on_one_another():
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    draw_times(axes, metrics(2))
+    tops = [max(path.vertices[:, 1].max() for path in area.get_paths()) for area in axes.collections]
+    assert tops == pytest.approx([0.1, 0.5, 0.5, 0.9, 0.9, 0.9])
+    plt.close(figure)

@@ -1,6 +1,8 @@
 """Trainings that are killed: by kill -9 at any moment, by SIGTERM under the launcher, in the middle of a save."""
 
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import psutil
 import pytest
 
 from latentpt.config import ConfigError, to_yaml
+from latentpt.data.errors import DataError
 from latentpt.run import checkpoints, load_model, read_metrics
 from latentpt.run.command import Start
 from latentpt.training import checkpoint, trainer
@@ -266,3 +269,31 @@ def test_a_checkpoint_without_its_mark_is_not_trained_over(text, tmp_path):
         train(config)
     assert (config.folder.checkpoints / "step-00000002").exists()
     assert train(config, Start("fresh")).step == 2
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+def test_a_shard_that_goes_in_mid_training_is_named_or_read_on_and_nothing_is_lost(
+    how, text, tmp_path, monkeypatch
+):
+    shutil.copytree(text, tmp_path / "data")
+    shard = tmp_path / "data" / "train.bin"
+    sections = {"training": {"steps": 24}, "checkpoint": {"every": 2}, "validation": {"every": 24}}
+    whole, hurt = (tiny_run(tmp_path / name, tmp_path / "data", **sections) for name in ("whole", "hurt"))
+    train(whole)
+    content, advance = shard.read_bytes(), trainer.Trainer.advance
+
+    def damage(self):
+        advance(self)
+        if self.progress.step == 5:
+            os.truncate(shard, 1000) if how == "truncated" else shard.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "advance", damage)
+        if how == "truncated":
+            with pytest.raises(DataError, match=r"train\.bin: has become shorter while it was read"):
+                train(hurt)
+        else:
+            train(hurt)
+    shard.write_bytes(content)
+    train(hurt)
+    assert losses(hurt) == losses(whole)

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from latentpt.training.monitor import Clock, Monitor, peak_flops
+from latentpt.training.sinks import TensorBoard
 
 TRAIN = {"kind": "train", "step": 5, "tokens": 50, "training_flops": 1e9, "seconds": 2.0, "loss": 3.25,
          "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 25.0, "mfu": 0.41, "refinements": 2, "skipped": 0}  # fmt: skip
 
 
 def test_a_record_is_a_json_line_a_tensorboard_event_and_a_plain_line(tmp_path, capsys):
-    with Monitor(tmp_path / "metrics.jsonl", tmp_path / "events", done=0, total=10) as monitor:
+    sinks = [TensorBoard(tmp_path / "events", 0, {"optimizer": {"lr": 0.5, "betas": [0.9, 0.95]}})]
+    with Monitor(tmp_path / "metrics.jsonl", sinks, done=0, total=10) as monitor:
         monitor.record(TRAIN)
         monitor.record({"kind": "validation", "step": 5, "loss": 3.5})
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -30,7 +32,7 @@ def test_a_record_is_a_json_line_a_tensorboard_event_and_a_plain_line(tmp_path, 
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
-    with Monitor(tmp_path / "metrics.jsonl", None, 0, 10) as monitor:
+    with Monitor(tmp_path / "metrics.jsonl", [], 0, 10) as monitor:
         monitor.record(TRAIN | {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line["loss"] is None and line["grad_norm"] is None and line["skipped"] == 1
@@ -38,7 +40,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 def test_a_terminal_gets_a_progress_bar_with_the_latest_values(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with Monitor(tmp_path / "metrics.jsonl", None, done=4, total=10) as monitor:
+    with Monitor(tmp_path / "metrics.jsonl", [], done=4, total=10) as monitor:
         monitor.advance()
         monitor.record(TRAIN)
     captured = capsys.readouterr()
@@ -63,7 +65,7 @@ def test_peak_flops_are_known_where_configured_and_unknown_on_a_cpu():
 
 def test_a_full_disk_under_the_metrics_is_told_once_and_ends_nothing(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with Monitor(tmp_path / "metrics.jsonl", None, 0, 10) as monitor:
+    with Monitor(tmp_path / "metrics.jsonl", [], 0, 10) as monitor:
         for step in (1, 2):
             monitor.record({"kind": "validation", "step": step, "loss": 1.0})
     told = capsys.readouterr()

@@ -54,6 +54,7 @@ class Engine:
         model: the model, as it was given; its parameter names are the names of the training state.
         names, shapes: trainable parameters by name, and their whole shapes.
         applied: whether the last step changed the parameters.
+        spent: told what has just ended: forward, backward, reduction (of what the backward left unreduced), optimizer.
     """
 
     def __init__(
@@ -109,6 +110,15 @@ class Engine:
         self._average: list[Tensor] = []  # divided like the masters
         self._grad_norm: Tensor | float = 0.0
         self.applied = True
+        self.spent: Callable[[str], None] = lambda what: None
+        reduce = self._engine.allreduce_gradients
+
+        def reduce_and_tell(*arguments: Any, **options: Any) -> None:
+            self.spent("backward")
+            reduce(*arguments, **options)
+            self.spent("reduction")
+
+        self._engine.allreduce_gradients = reduce_and_tell
 
     @property
     def description(self) -> str:
@@ -141,7 +151,9 @@ class Engine:
         The gradients of `accumulation` such calls are averaged, over micro-batches and ranks.
         """
         loss = self._run(self._loss, *inputs)
+        self.spent("forward")
         self._engine.backward(loss)
+        self.spent("backward")
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch
         return loss.detach()
@@ -167,6 +179,7 @@ class Engine:
             self._follow(share)
         else:
             self._average = []
+        self.spent("optimizer")
 
     def _step_partitioned(self) -> None:
         self._engine.step()
@@ -223,6 +236,45 @@ class Engine:
             master.data, average.data = average.data, master.data
         if self._average:
             self._refresh_parameters()
+
+    # ------------------------------------------------------------------------------------------ looked at
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By name this rank's parts of the gradient, flat or whole, between the last `accumulate` of a step and `step`.
+
+        Whole on every rank at stage 0, divided among ranks otherwise; none where DeepSpeed keeps them on the host.
+        """
+        if self.zero.stage == 0:
+            return {name: p.grad for name, p in self.names.items() if p.grad is not None}
+        if self.zero.stage == 3:
+            wrapper = self._engine.optimizer
+            of = {id(parameter): name for name, parameter in self.names.items()}
+            return {
+                of[id(parameter)]: gradient
+                for index, parts in wrapper.averaged_gradients.items()
+                for parameter, gradient in zip(wrapper.fp16_groups[index], parts or (), strict=False)
+            }
+        parts = {}
+        for name, parameter in self.names.items():
+            here = parameter._hp_mapping  # type: ignore[attr-defined]
+            if here is not None:
+                with contextlib.suppress(ValueError):  # they are not kept where we could read them
+                    part = here.get_lp_grad_fragment(parameter._index_in_param_group).flatten()  # type: ignore[attr-defined]
+                    if part.numel() == parameter.numel():  # BF16_Optimizer has all of it on every rank
+                        part = part.narrow(0, here.lp_fragment_address.start, here.lp_fragment_address.numel)
+                    parts[name] = part
+        return parts
+
+    def weights(self) -> dict[str, Tensor]:
+        """By name what this rank has of the parameters in the forward's precision: a part at stage 3, else all of each."""
+        if self.zero.stage < 3:
+            return {name: parameter.detach() for name, parameter in self.names.items()}
+        parts = {}
+        for name, parameter in self.names.items():
+            part = parameter.ds_tensor  # type: ignore[attr-defined]
+            beyond = parameter.ds_numel - part.numel() * dist.get_rank()  # type: ignore[attr-defined]
+            parts[name] = part[: max(0, min(part.numel(), beyond))]  # the last ranks' are padded
+        return parts
 
     # ------------------------------------------------------------------------------------------ state
 
