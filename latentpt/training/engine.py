@@ -266,6 +266,15 @@ class Engine:
         tensors["weight"] = safe_get_full_fp32_param(parameter)
         return {key: tensor.reshape(self.shapes[name]) for key, tensor in tensors.items()}
 
+    def whole_parameters(self) -> AbstractContextManager[Any]:
+        """Inside, every rank holds the model's parameters whole, frozen ones too, as they are computed with; collective."""
+        if self.zero.stage < 3:
+            return contextlib.nullcontext()
+        from deepspeed import zero
+
+        gathered: AbstractContextManager[Any] = zero.GatheredParameters(list(self.model.parameters()))
+        return gathered
+
     def scatter(self, states: Iterator[tuple[str, Mapping[str, Tensor]]], updates: int) -> None:
         """Inverse of `gather` for all parameters: `states` yields every name with its whole tensors, any dtype.
 
