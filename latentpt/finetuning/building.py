@@ -15,7 +15,16 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from latentpt.config import Count, Section
 from latentpt.finetuning.examples import Example, write_examples
-from latentpt.finetuning.graphs import CONCEPTS, NAMES, NODES, draw_graph, in_sentences, in_symbols
+from latentpt.finetuning.graphs import (
+    CONCEPTS,
+    NAMES,
+    NODES,
+    Graph,
+    draw_graph,
+    farther_is_right,
+    in_sentences,
+    in_symbols,
+)
 
 PARTS = ("train", "validation", "test")
 
@@ -54,14 +63,24 @@ class BuildConfig(Section):
 
 def build_examples(config: BuildConfig, part: str, count: int) -> list[Example]:
     """The rows of a part; equal questions within it may occur, rows of different parts are drawn independently."""
-    return [build_example(config, random.Random(repr((config.seed, part, i)))) for i in range(count)]
+    return [build_example(config, row_rng(config, part, i)) for i in range(count)]
+
+
+def row_rng(config: BuildConfig, part: str, row: int) -> random.Random:
+    """What a row is drawn with."""
+    return random.Random(repr((config.seed, part, row)))
+
+
+def build_graph(config: BuildConfig, rng: random.Random) -> Graph:
+    """The graph of a row of ProsQA."""
+    return draw_graph(rng, config.nodes, config.matched, config.hops)
 
 
 def build_example(config: BuildConfig, rng: random.Random) -> Example:
     """One row."""
     if config.task == "arithmetic":
         return arithmetic(rng, config.hops, config.symbols)
-    graph = draw_graph(rng, config.nodes, config.matched, config.hops)
+    graph = build_graph(config, rng)
     if config.task == "prosqa":
         return in_sentences(rng, graph)
     return in_symbols(rng, graph, config.symbols)
@@ -91,6 +110,15 @@ def build(config: BuildConfig) -> list[Path]:
     else:
         write_symbol_tokenizer(folder / "tokenizer.json", config.symbols)
     return paths
+
+
+def shortcut(config: BuildConfig) -> float | None:
+    """Share of the test rows that depth alone answers, see `graphs.farther_is_right`; None where there are no graphs."""
+    if config.task == "arithmetic":
+        return None
+    count = config.rows[PARTS.index("test")]
+    graphs = (build_graph(config, row_rng(config, "test", row)) for row in range(count))
+    return sum(map(farther_is_right, graphs)) / count
 
 
 def write_symbol_tokenizer(path: Path, symbols: int) -> None:

@@ -96,6 +96,8 @@ class CoconutConfig(Section):
     """false: the last stage from the beginning."""
     reset: Literal["stage", "epoch", "never"] = "stage"
     """When AdamW starts anew: at a change of stage, at every epoch (the released code) or never."""
+    lr: tuple[Positive, ...] = ()
+    """Learning rate of each stage from 0 on, the last one for all later stages; empty: optimizer.lr in all of them."""
 
     @model_validator(mode="after")
     def _check(self) -> CoconutConfig:
@@ -291,10 +293,6 @@ class FinetuneConfig(FolderConfig):
         if not self.data.train or not self.data.validation:
             missing = "train" if not self.data.train else "validation"
             raise ValueError(f"data.{missing} is required and was not given (a file of questions)")
-        if training.lora.rank and self.zero.stage == 3:
-            raise ValueError(
-                "training.lora does not work with zero.stage = 3; the nearest stage that does is 2"
-            )
         if training.lora.rank and self.optimizer.weight_decay:
             raise ValueError(
                 "training.lora needs optimizer.weight_decay = 0: decay would move the frozen rows of the embedding, "

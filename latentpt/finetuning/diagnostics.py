@@ -47,7 +47,7 @@ def changed(fill: Fill, change: Change) -> ChangedFill:
 
 
 def swapped(z: Tensor) -> Tensor:
-    """Every row gets the latent of the row after it."""
+    """Every row gets the latent of the row before it, the first one that of the last."""
     return z.roll(1, dims=0)
 
 

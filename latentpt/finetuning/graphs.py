@@ -148,6 +148,13 @@ def distances(edges: Sequence[tuple[int, int]], starts: Sequence[int]) -> dict[i
     return found
 
 
+def farther_is_right(graph: Graph) -> float:
+    """What "the option farther from its nearest entity", which never looks at the root asked about, scores: 0, 0.5 or 1."""
+    near = distances(graph.edges, graph.entities)
+    right, wrong = near[graph.target], near[graph.other]
+    return 0.5 if right == wrong else float(right > wrong)
+
+
 def _path(
     rng: random.Random, edges: Sequence[tuple[int, int]], distance: Mapping[int, int], target: int
 ) -> list[int]:

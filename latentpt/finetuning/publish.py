@@ -33,9 +33,15 @@ def export_reasoner(
 ) -> None:
     """Write the folder: weights in `dtype`, configuration, tokenizer, the modeling files, a card, the recipe.
 
-    The folder appears whole or not at all. Raises ConfigError if it is there already.
+    The folder appears whole or not at all. Raises ConfigError if it is there already, or for thoughts that the modeling
+    files do not know.
     """
     folder = Path(folder)
+    if not reasoner.language.method.whole:
+        raise ConfigError(
+            f"thoughts.method = {reasoner.language.thoughts.method} with its carry or span of layers cannot be exported to "
+            "transformers with latents in the sequence; the nearest method that can is latent"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already; name a new folder")
     config, state = _with_modeling_file(reasoner.language)
@@ -104,9 +110,9 @@ tags:
 A language model of {parameters:,} parameters, fine-tuned with latentpt to reason in continuous space. {thinking}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = PreTrainedTokenizerFast.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 ids = tokenizer("YOUR QUESTION{suffix}", return_tensors="pt", add_special_tokens=False)
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from latentpt.finetuning.config import FinetuneConfig, LtStage
@@ -116,7 +116,8 @@ def _curriculum(config: FinetuneConfig) -> list[Stage]:
         changed = bool(stages) and stages[-1].number != number
         again = rules.reset == "epoch" or (rules.reset == "stage" and changed)
         if not stages or changed or rules.reset == "epoch":
-            stages.append(Stage(number, 1, batch, fill, None, bool(stages) and again))
+            lr = rules.lr[min(number, len(rules.lr) - 1)] if rules.lr else None
+            stages.append(Stage(number, 1, batch, fill, None, bool(stages) and again, lr))
         else:
-            stages[-1] = Stage(number, stages[-1].epochs + 1, batch, fill, None, stages[-1].reset)
+            stages[-1] = replace(stages[-1], epochs=stages[-1].epochs + 1)
     return stages

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentpt.config import ConfigError
 from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.method import Tokens
 from latentpt.thoughts.model import LanguageModel
@@ -24,15 +23,7 @@ class Thinking:
     def __init__(
         self, model: LanguageModel, schedule: Schedule, block: int | None = None, state: State | None = None
     ) -> None:
-        """`block` names the block whose output is wanted besides the last state; `state` is empty by default.
-
-        Raises ConfigError for a method that carries states from one position to the next: padding would break in.
-        """
-        if model.method.carry:
-            raise ConfigError(
-                f"thoughts.method = {model.thoughts.method} carries states from position to position, which latents in "
-                "the sequence cannot follow; the nearest method that they can is latent"
-            )
+        """`block` names the block whose output is wanted besides the last state; `state` is empty by default."""
         self.model, self.schedule, self.block = model, schedule, block
         self.state = model.state(schedule.slots) if state is None else state
 

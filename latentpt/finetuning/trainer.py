@@ -338,7 +338,8 @@ class FineTuner(Loop[FinetuneConfig]):
     def whole_state(self) -> dict[str, Tensor]:
         """Every parameter, whole, LoRA merged; collective."""
         if self.config.training.lora.rank:
-            return {name: tensor.float() for name, tensor in merged_state(self.reasoner).items()}
+            with self.engine.whole_parameters():
+                return {name: tensor.float().clone() for name, tensor in merged_state(self.reasoner).items()}
         return {name: self.engine.gather(name)["weight"].clone() for name in self.engine.names}
 
     def decides(self, stage: int) -> bool:

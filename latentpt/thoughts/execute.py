@@ -433,13 +433,29 @@ class _Walk:
                 k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
-            inputs, x = (part[:, row].unsqueeze(1) for part in self.pair(slot, source))
+            pair = self.pair(slot, source)
+            if self.tokens.alive is None or row != -1:
+                inputs, x = (part[:, row].unsqueeze(1) for part in pair)
+            else:
+                inputs, x = self.not_padding(pair, state.last.get(slot), self.tokens.alive > 0)
             state.last[slot] = inputs, x
         if done:
             present = (t if t is None else t[:, :done] for t in (self.tokens.documents, self.tokens.alive))
             olds = (state.documents, state.alive)
             state.documents, state.alive = (joined(old, new) for old, new in zip(olds, present, strict=True))
             state.positions += done
+
+    def not_padding(
+        self, pair: Sequence[Tensor], had: Sequence[Tensor] | None, real: Tensor
+    ) -> Sequence[Tensor]:
+        """Of input and state [B, L, d] those [B, 1, d] of each row's last cell that is no padding, where `real` [B, L] says
+        so; a row without any keeps what it had.
+        """
+        place = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(dim=1)[:, None, None]
+        found = [part.gather(1, (place - 1).clamp(min=0).expand(-1, 1, part.shape[-1])) for part in pair]
+        if had is None:
+            return found
+        return [torch.where(place > 0, new, old) for new, old in zip(found, had, strict=True)]
 
 
 def _alike(step: Step) -> list[range]:

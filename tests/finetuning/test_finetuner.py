@@ -142,14 +142,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(data, tmp_path):
         assert torch.equal(parameter, tensors(killed)[name]), name
 
 
-def test_lora_trains_updates_and_added_rows_alone(data, tmp_path):
+@pytest.mark.parametrize("zero", [0, 3])
+def test_lora_trains_updates_and_added_rows_alone(zero, data, tmp_path):
     pytest.importorskip("peft")
     first = tiny(tmp_path / "cot", data, "cot")
     finetune(first)
     start = {"fresh": None, "run": str(tmp_path / "cot")}
-    config = tiny(
-        tmp_path / "lora", data, "coconut", start=start, training={"lora": {"rank": 2, "alpha": 4.0}}
-    )
+    lora = {"lora": {"rank": 2, "alpha": 4.0}}
+    config = tiny(tmp_path / "lora", data, "coconut", start=start, training=lora, zero={"stage": zero})
     finetune(config)
     before, after = tensors(first), tensors(config)
     old = before["language.decoder.embedding.weight"].shape[0]
@@ -228,6 +228,22 @@ def test_stages_have_learning_rates_of_their_own(data, tmp_path):
     finetune(config)
     rates = {line["stage"]: line["lr"] for line in lines(config, "train").values()}
     assert rates == {1: 1e-2, 2: 3e-3, 3: 1e-2}
+
+
+def test_coconut_stages_have_learning_rates_of_their_own(data, tmp_path):
+    config = tiny(tmp_path / "run", data, "coconut", coconut={"lr": [1e-2, 3e-3]})
+    finetune(config)
+    rates = {line["stage"]: line["lr"] for line in lines(config, "train").values()}
+    assert rates == {0: 1e-2, 1: 3e-3, 2: 3e-3, 3: 3e-3}
+
+
+def test_a_model_that_carries_states_learns_latents(data, tmp_path):
+    config = tiny(
+        tmp_path / "run", data, "coconut", start={"thoughts": {"method": "hybrid", "num_thoughts": 1}}
+    )
+    finetune(config)
+    trained = [line["loss"] for line in lines(config, "train").values() if line["stage"] == 3]
+    assert trained[-1] < trained[0]
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path):

@@ -16,17 +16,20 @@ from latentpt.finetuning.answers import is_right
 from latentpt.finetuning.building import (
     BuildConfig,
     build_examples,
+    shortcut,
     write_sentence_tokenizer,
     write_symbol_tokenizer,
 )
 from latentpt.finetuning.coconut import Markers, coconut_prompt, coconut_row, drawn_stage, removed_and_latents
 from latentpt.finetuning.config import CoconutConfig, FinetuneConfig, LtStage, load_finetune_config
 from latentpt.finetuning.examples import Example, read_examples
-from latentpt.finetuning.graphs import distances, draw_graph, in_sentences, in_symbols
+from latentpt.finetuning.graphs import distances, draw_graph, farther_is_right, in_sentences, in_symbols
 from latentpt.finetuning.lt_tuning import insertions, latent_row, plain_row
+from latentpt.finetuning.preparing import prepare
 from latentpt.finetuning.rows import IGNORE, Pieces, coconut_wording, encode_examples
 from latentpt.finetuning.stages import Plan, Stage, planned_stages
 from latentpt.finetuning.suite import SuiteConfig
+from tests.finetuning.small_reasoning import sums, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "reasoning"
@@ -46,19 +49,21 @@ def test_the_answer_is_reached_by_the_asked_entity_and_the_other_option_is_not(s
     assert all(edge in graph.edges for edge in zip(graph.path, graph.path[1:], strict=False))
 
 
-def farther(graph):
-    """1 if the option farther from its nearest entity is right, 0.5 if both are equally far."""
-    near = distances(graph.edges, graph.entities)
-    difference = near[graph.target] - near[graph.other]
-    return 0.5 if difference == 0 else float(difference > 0)
-
-
 def test_depth_gives_the_answer_away_as_in_the_released_rows_unless_options_are_matched():
     rows = [draw_graph(random.Random(seed)) for seed in range(300)]
-    assert 0.84 < sum(map(farther, rows)) / len(rows) < 0.97
+    assert 0.84 < sum(map(farther_is_right, rows)) / len(rows) < 0.97
     matched = [draw_graph(random.Random(seed), matched=True) for seed in range(60)]
-    assert {farther(graph) for graph in matched} == {0.5}
+    assert {farther_is_right(graph) for graph in matched} == {0.5}
     assert 0.25 < sum(graph.root == 0 for graph in matched) / len(matched) < 0.75
+
+
+def test_what_is_built_tells_what_depth_alone_scores():
+    config = BuildConfig(
+        task="symbolic_prosqa", output="", rows=(1, 1, 40), nodes=10, hops=(2, 2), symbols=12
+    )
+    assert shortcut(config) == 0.5
+    assert shortcut(config.model_copy(update={"matched": False})) > 0.6
+    assert shortcut(config.model_copy(update={"task": "arithmetic"})) is None
 
 
 def test_sentences_and_symbols_tell_the_same_graph():
@@ -337,6 +342,18 @@ def test_lt_tuning_has_three_stages_in_both_presets():
     assert [(s.epochs, s.fill) for s in planned("lt_tuning")] == [(1, None), (2, "hidden"), (7, "fusion")]
     released = planned("lt_tuning", lt={"preset": "released"})
     assert [s.insertion and s.insertion.sites for s in released] == [None, 10, 16]
+
+
+def prepared_recipe(tmp_path, **lt):
+    """The recipe that a configuration of LT-Tuning comes to."""
+    data = sums(tmp_path)
+    return prepare(tiny(tmp_path / "run", data, "lt_tuning", lt={"stages": None, "text": None, **lt})).recipe
+
+
+def test_presets_differ_where_paper_and_released_code_do(tmp_path):
+    paper, released = (prepared_recipe(tmp_path, preset=name) for name in ("paper", "released"))
+    assert (paper.layer, paper.top_p, paper.inclusive) == (-2, 0.8, True)
+    assert (released.layer, released.top_p, released.inclusive) == (-1, 0.9, False)
 
 
 def test_every_step_has_its_moment():

@@ -88,6 +88,17 @@ def test_transformers_gives_the_same_logits(family, tmp_path):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_code_on_the_card_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    reasoner, recipe, tokenizer = made(tmp_path, "llama", kind="hidden")
+    export_reasoner(reasoner, recipe, tokenizer, tmp_path / "hf")
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / "hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert code.count("trust_remote_code") == 1  # the tokenizer brings no code
+    exec(code.replace("YOUR QUESTION", "1 2 | 2 3 ? 3 4 @ 1"), {})
+    assert capsys.readouterr().out.startswith("1 2 | 2 3")
+
+
 def test_a_saved_reasoner_is_read_back_whole(tmp_path):
     reasoner, recipe, tokenizer = made(tmp_path, "gpt2", kind="fusion", adapter=4)
     save_reasoner(tmp_path / "kept", dict(reasoner.named_parameters()), recipe, tokenizer)
@@ -115,6 +126,15 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path):
     with pytest.raises(ConfigError, match="exists already"):
         export_reasoner(reasoner, recipe, tokenizer, tmp_path / "hf")
     assert (tmp_path / "hf" / "mine").read_text() == "keep"
+
+
+def test_a_model_that_carries_states_is_not_exported_as_if_it_did_not(tmp_path):
+    reasoner, recipe, tokenizer = made(tmp_path, "llama", kind="hidden", thoughts={"method": "lrt"})
+    with pytest.raises(
+        ConfigError, match=r"thoughts\.method = lrt with its carry .* the nearest method that can is latent"
+    ):
+        export_reasoner(reasoner, recipe, tokenizer, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_a_folder_without_a_recipe_is_refused(tmp_path):

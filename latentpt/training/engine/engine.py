@@ -290,6 +290,15 @@ class Engine:
         keys = ["weight", *self.moments(name), *(["average"] if self._average else [])]
         return {key: self.layout.gather(name, self._parts(key), self.device) for key in keys}
 
+    def whole_parameters(self) -> AbstractContextManager[Any]:
+        """Inside, every rank holds the model's parameters whole, frozen ones too, as they are computed with; collective."""
+        if self.zero.stage < 3:
+            return contextlib.nullcontext()
+        from deepspeed import zero
+
+        gathered: AbstractContextManager[Any] = zero.GatheredParameters(list(self.model.parameters()))
+        return gathered
+
     def scatter(self, states: Iterator[tuple[str, Mapping[str, Tensor]]], updates: int) -> None:
         """Inverse of `gather` for all parameters: `states` yields every name with its whole tensors, any dtype.
 
