@@ -28,7 +28,11 @@ def main() -> int:
         "overrides", nargs="*", metavar="section.field=value", help="override an option of the run"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FOLDER", help="a folder that is not there yet"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="where it keeps everything; the same command goes on with a soak that was cut off",
     )
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes that train (default: 2)")
     parser.add_argument(
@@ -75,8 +79,6 @@ def soak(arguments: argparse.Namespace) -> None:
 
     require_at_least(arguments, ranks=1, samples=1, grace=1.0)
     config = load_run_config(arguments.config, arguments.overrides)
-    if arguments.output.exists():
-        raise ConfigError(f"--output {arguments.output} is there already; name a folder that is not")
     low, high = arguments.between
     if not 1 <= low <= high:
         raise ConfigError(f"--between {low} {high} must be two numbers of steps, the smaller first")

@@ -19,9 +19,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -110,11 +110,27 @@ class Outcome:
     exit_code: int
     left: int
     """Processes that had to be ended."""
+    samples: list[Sample]
+    """Of the start that the fault ended."""
 
     @property
     def lost(self) -> int:
         """Steps that must be made again."""
         return self.step - self.resumed
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            **vars(self),
+            "fault": self.fault._asdict(),
+            "samples": [sample._asdict() for sample in self.samples],
+        }
+
+    @staticmethod
+    def load(values: dict[str, Any]) -> Outcome:
+        """Inverse of `dump`."""
+        samples = [Sample(**sample) for sample in values["samples"]]
+        return Outcome(**{**values, "fault": Fault(**values["fault"]), "samples": samples})
 
 
 @dataclass
@@ -231,11 +247,14 @@ def disturb(training: Training, fault: Fault, grace: float) -> Outcome:
             process.kill()
     code = training.process.wait()
     step = last_step(training.folder)
-    return Outcome(fault, step, saved, newest(training.folder), seconds, code, len(left))
+    resumed = newest(training.folder)
+    return Outcome(fault, step, saved, resumed, seconds, code, len(left), training.samples)
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, float]:
     """By how much each figure is larger at the end of a training than after its first quarter: medians of a quarter each."""
+    if not samples:
+        return {}
     settled = [sample for sample in samples if sample.step >= SETTLING * samples[-1].step]
     quarter = max(1, len(settled) // 4)
     return {
@@ -259,33 +278,66 @@ class Soak:
     grace: float
     """Seconds within which no process may be left after a fault."""
     say: Callable[[str], object]
+    samples: list[Sample] = field(default_factory=list)
+    """Of the undisturbed training."""
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self) -> None:
-        """Train undisturbed, then disturbed; soak.json has all that was seen.
+        """Train undisturbed, then disturbed; soak.json has all that was seen. Cut off, it goes on where it was.
 
         Raises SoakError where the second is not what the first is, or either left or lost something.
         """
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else, under nohup, the trainings ignore it as well
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        began = time.monotonic()
-        calm = self.begin("calm")
-        self.end("calm", calm)
-        self.say(f"undisturbed: {self.config.steps} steps in {time.monotonic() - began:.0f} s")
-        outcomes = [self.meet(fault) for fault in self.faults]
-        self.end("disturbed", self.begin("disturbed"))
-        problems = [*self.differences(), *self.losses(outcomes), *grown(calm.samples)]
-        found = {
-            "command": sys.argv,
-            "seconds": time.monotonic() - began,
-            "problems": problems,
-            "growth": growth(calm.samples),
-            "faults": [asdict(outcome) | {"fault": outcome.fault._asdict()} for outcome in outcomes],
-            "samples": [sample._asdict() for sample in calm.samples],
-        }
-        write_text(self.folder / "soak.json", json.dumps(found, indent=1) + "\n")
-        self.say(summary(calm.samples, outcomes))
+        self.take_up()
+        if not self.of("calm").summary.exists():
+            training = self.begin("calm")
+            self.end("calm", training)
+            self.samples += training.samples
+            self.keep()
+        self.say(f"undisturbed: {self.config.steps} steps")
+        for fault in self.faults[len(self.outcomes) :]:
+            self.outcomes.append(self.meet(fault))
+            self.keep()
+        if not self.of("disturbed").summary.exists():
+            self.end("disturbed", self.begin("disturbed"))
+        problems = [*self.differences(), *self.losses(self.outcomes), *grown(self.samples)]
+        self.say(summary(self.samples, self.outcomes))
         if problems:
             raise SoakError("; ".join(problems))
+
+    @property
+    def file(self) -> Path:
+        """What was seen so far."""
+        return self.folder / "soak.json"
+
+    def keep(self) -> None:
+        """Write down what was seen."""
+        found = {
+            "config": self.config.model_dump(mode="json"),
+            "faults": [fault._asdict() for fault in self.faults],
+            "samples": [sample._asdict() for sample in self.samples],
+            "outcomes": [outcome.dump() for outcome in self.outcomes],
+        }
+        write_text(self.file, json.dumps(found, indent=1) + "\n")
+
+    def take_up(self) -> None:
+        """Read what was seen before this start; raises ConfigError if that was another soak."""
+        if not self.file.exists():
+            if self.folder.exists():
+                raise ConfigError(
+                    f"{self.folder} holds no soak that could go on; name a folder that is not there"
+                )
+            self.keep()
+        found = json.loads(self.file.read_text(encoding="utf-8"))
+        if found["config"] != self.config.model_dump(mode="json") or found["faults"] != [
+            f._asdict() for f in self.faults
+        ]:
+            raise ConfigError(
+                f"{self.folder} holds a soak of another configuration or seed; name another folder"
+            )
+        self.samples = [Sample(**values) for values in found["samples"]]
+        self.outcomes = [Outcome.load(values) for values in found["outcomes"]]
 
     def of(self, name: str) -> RunFolder:
         """The run folder of one of the two trainings."""
@@ -363,17 +415,23 @@ def grown(samples: Sequence[Sample]) -> list[str]:
     """Figures that grow from a training's first quarter to its end."""
     limits = {"rss_mib": GROWTH_MIB, "handles": GROWTH, "threads": GROWTH, "processes": 0}
     found = growth(samples)
-    return [f"{name} grows by {found[name]:g}" for name, limit in limits.items() if found[name] > limit]
+    return [
+        f"{name} grows by {found[name]:g}" for name, limit in limits.items() if found.get(name, 0) > limit
+    ]
 
 
 def summary(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> str:
     """Two tables for a document: what happened at each fault, what the ranks held at each step."""
-    lines = ["| step | signal | to | no process left after | exit code | goes on from | steps made again |"]
-    lines.append("|" + "---|" * 7)
+    lines = [
+        "| step | signal | to | no process left after | exit code | goes on from | steps made again | "
+        "memory of a rank in that start, MiB |"
+    ]
+    lines.append("|" + "---|" * 8)
     for o in outcomes:
         who = f"rank {o.fault.rank}" if o.fault.process == "rank" else o.fault.process
+        memory = f"{o.samples[0].rss_mib:.1f} to {o.samples[-1].rss_mib:.1f}" if o.samples else "-"
         lines.append(
-            f"| {o.step} | {o.fault.signal} | {who} | {o.seconds:.1f} s | {o.exit_code} | {o.resumed} | {o.lost} |"
+            f"| {o.step} | {o.fault.signal} | {who} | {o.seconds:.1f} s | {o.exit_code} | {o.resumed} | {o.lost} | {memory} |"
         )
     lines += ["", "| step | memory of a rank, MiB | handles | threads | processes |", "|" + "---|" * 5]
     lines += [f"| {s.step} | {s.rss_mib:.1f} | {s.handles} | {s.threads} | {s.processes} |" for s in samples]

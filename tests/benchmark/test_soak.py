@@ -11,6 +11,7 @@ import torch
 
 from latentpt.benchmark import soak
 from latentpt.benchmark.soak import Fault, Outcome, Sample, Soak, Training, draw_faults, grown, growth
+from latentpt.config import ConfigError
 from latentpt.files import write_text
 from latentpt.run import RunFolder
 from tests.folders import write_checkpoint
@@ -68,10 +69,10 @@ def test_a_last_checkpoint_with_other_weights_is_found(soaked):
 @pytest.mark.parametrize(
     ("outcome", "found"),
     [
-        (Outcome(FAULT, 104, 20, 100, 1.0, 1, 0), ""),
-        (Outcome(FAULT, 104, 120, 100, 1.0, 1, 0), "the checkpoint of step 120 is gone"),
-        (Outcome(FAULT, 404, 20, 100, 1.0, 1, 0), "304 steps are lost"),
-        (Outcome(FAULT, 104, 20, 100, 1.0, 1, 2), "2 processes were left after 5 s"),
+        (Outcome(FAULT, 104, 20, 100, 1.0, 1, 0, []), ""),
+        (Outcome(FAULT, 104, 120, 100, 1.0, 1, 0, []), "the checkpoint of step 120 is gone"),
+        (Outcome(FAULT, 404, 20, 100, 1.0, 1, 0, []), "304 steps are lost"),
+        (Outcome(FAULT, 104, 20, 100, 1.0, 1, 2, []), "2 processes were left after 5 s"),
     ],
 )
 def test_what_a_fault_may_cost_is_judged(soaked, outcome, found):
@@ -88,6 +89,18 @@ def test_growth_is_that_from_the_first_quarter_to_the_end():
         sample._replace(rss_mib=100 + sample.step / 100, handles=sample.step // 100) for sample in flat
     ]
     assert [text.split()[0] for text in grown(leaking)] == ["rss_mib", "handles"]
+
+
+def test_a_soak_that_was_cut_off_knows_what_it_saw_and_takes_up_no_other(soaked):
+    soaked.faults.append(FAULT)
+    soaked.outcomes.append(Outcome(FAULT, 104, 20, 100, 1.0, 1, 0, [Sample(10, 90.5, 20, 8, 4)]))
+    soaked.samples += [Sample(100, 91.0, 20, 8, 4)]
+    soaked.keep()
+    again = Soak(soaked.config, soaked.folder, "deepspeed", 2, [FAULT], 1, 5.0, print)
+    again.take_up()
+    assert (again.samples, again.outcomes) == (soaked.samples, soaked.outcomes)
+    with pytest.raises(ConfigError, match="another configuration or seed"):
+        Soak(soaked.config, soaked.folder, "deepspeed", 2, [], 1, 5.0, print).take_up()
 
 
 def test_the_last_step_is_that_of_the_last_whole_line(soaked):
