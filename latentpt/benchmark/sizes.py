@@ -8,7 +8,7 @@ from typing import NamedTuple
 from latentpt.benchmark.devices import GIB, device_of
 from latentpt.benchmark.estimate import duration, estimate
 from latentpt.config import ConfigError
-from latentpt.run import load_run_config
+from latentpt.training.start import load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEVICE, MFU = "H100", 0.4
