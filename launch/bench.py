@@ -1,6 +1,7 @@
 """Measure the training step or decoding, or estimate a run before it is trained.
 
-    python launch/bench.py --config configs/pythia-70m-latent1.yaml --estimate --devices 8 --memory 80
+    python launch/bench.py --config configs/pythia-70m-latent1.yaml --estimate --devices 8 --device H100 --mfu 0.4
+    python launch/bench.py --sizes
     python launch/bench.py --config configs/pythia-31m.yaml thoughts.method=latent thoughts.num_thoughts=1
     python launch/bench.py --config configs/llama-410m-latent1.yaml --decode 256 --prompt-tokens 32
     python launch/bench.py --run runs/X --thresholds 0,0.1,0.3,0.5 --rows 8
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 from latentpt.config import ConfigError, require_at_least
+from latentpt.run.command import add_device_arguments
 from latentpt.run.exits import exit_code
 from latentpt.training.start import load_run_config
 
@@ -28,18 +30,16 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="a run in YAML")
     what.add_argument("--run", metavar="FOLDER", help="a trained run, for --thresholds")
+    what.add_argument(
+        "--sizes",
+        action="store_true",
+        help="print what Pythia's sizes take, plain and thinking; minutes, nothing is run",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="override an option of the run"
     )
     parser.add_argument(
         "--estimate", action="store_true", help="print time, memory and the largest micro-batch; run nothing"
-    )
-    parser.add_argument("--devices", type=int, default=1, help="devices to estimate for (default: 1)")
-    parser.add_argument(
-        "--memory", type=float, default=80.0, help="memory of one device in GiB (default: 80)"
-    )
-    parser.add_argument(
-        "--tflops", type=float, default=400.0, help="sustained TFLOP/s of one device (default: 400)"
     )
     parser.add_argument(
         "--decode", type=int, metavar="N", help="time the decoding of N tokens, not the training step"
@@ -69,6 +69,7 @@ def main() -> int:
     parser.add_argument(
         "--reference", type=Path, metavar="DIR", help="checkout of the published code to measure beside ours"
     )
+    add_device_arguments(parser)
     arguments = parser.parse_intermixed_args()
     return exit_code(lambda: bench(arguments))
 
@@ -78,8 +79,9 @@ def bench(arguments: argparse.Namespace) -> None:
     require_at_least(
         arguments,
         devices=1,
-        memory=0.1,
-        tflops=0.001,
+        memory=0.001,
+        mfu=0.0001,
+        price=0,
         rows=1,
         samples=1,
         repeats=1,
@@ -87,6 +89,11 @@ def bench(arguments: argparse.Namespace) -> None:
         decode=1,
         prompt_tokens=1,
     )
+    if arguments.sizes:
+        from latentpt.benchmark.sizes import table
+
+        print(table())
+        return
     if (arguments.run is None) != (arguments.thresholds is None):
         raise ConfigError("--run and --thresholds belong together; everything else measures a --config")
     if arguments.run is not None:
@@ -94,9 +101,10 @@ def bench(arguments: argparse.Namespace) -> None:
         return
     config = load_run_config(arguments.config, arguments.overrides)
     if arguments.estimate:
-        from latentpt.benchmark.estimate import report
+        from latentpt.benchmark.dry_run import Where, estimated
 
-        print(report(config, arguments.devices, arguments.memory, arguments.tflops))
+        where = Where(arguments.devices, arguments.device, arguments.memory, arguments.mfu, arguments.price)
+        print(estimated(config, where))
     else:
         (measure if arguments.decode is None else decode)(config, arguments)
 

@@ -31,7 +31,9 @@ class PeakMemory(TorchDispatchMode):
         """Run the operation and count the storages it made."""
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            if (
+                isinstance(tensor, Tensor) and tensor.device.type != "meta"
+            ):  # a fake one says where it would be
                 self._count(tensor.untyped_storage())
         return out
 

@@ -65,6 +65,32 @@ def minutes(text: str) -> float:
     return value
 
 
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a training would run on, where that is asked before it is begun."""
+    devices = parser.add_argument_group("what it would run on")
+    devices.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="number of devices (default: the processes that were started)",
+    )
+    devices.add_argument(
+        "--device", metavar="NAME", help="name of the devices: H100, A100, .. (default: what is here)"
+    )
+    devices.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory of one in GiB (default: looked up by its name)"
+    )
+    devices.add_argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="share of the peak arithmetic that is sustained, such as 0.4 (default: measured where that can be, else no time is told)",
+    )
+    devices.add_argument(
+        "--price", type=float, metavar="AMOUNT", help="what one costs an hour, in any currency"
+    )
+
+
 def asked_start(arguments: argparse.Namespace) -> Start:
     """What the options say of where to start from, and of when to stop; called as the command begins."""
     kind: Kind = "resume" if arguments.resume else "fresh" if arguments.fresh else "auto"

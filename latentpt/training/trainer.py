@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -63,6 +64,30 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
         ConfigError, DataError: input that cannot work, before anything is written.
         TrainingDivergedError: gradients were not finite for training.max_skipped steps in a row.
     """
+    with claimed_inputs(config, start) as inputs:
+        loaded = inputs.claim.origin is None and config.training.start_from
+        model = build_model(config, on="meta" if config.zero.stage == 3 and not loaded else "cpu")
+        if loaded:
+            load_start(config, model)
+        inputs.claim.make_ready(inputs.device)
+        return Trainer(config, model, inputs.data, inputs.held_out, inputs.claim, inputs.device).run()
+
+
+class Inputs(NamedTuple):
+    """What a training begins with besides its model."""
+
+    data: SampleSource
+    held_out: dict[str, TokenDataset]
+    claim: Claim
+    device: torch.device
+
+
+@contextmanager
+def claimed_inputs(config: RunConfig, start: Start) -> Iterator[Inputs]:
+    """Look at everything that a training needs and keep its folder while the block runs, writing nothing; collective.
+
+    Raises ConfigError or DataError for input that cannot work.
+    """
     _, world, device = start_processes(config.training.deterministic)
     config.training.accumulation(config.data.sequence_length, world)
     data, held_out = open_training(config.data), open_validation(config.data)
@@ -72,12 +97,7 @@ def train(config: RunConfig, start: Start = AUTO) -> Progress:
     if config.data.mask_documents and data.eod_id is None:
         raise ConfigError("data.mask_documents needs shards whose manifest names the end-of-document token")
     with claimed(config, start, FIXED, data_identity(config.data)) as claim:
-        loaded = claim.origin is None and config.training.start_from
-        model = build_model(config, on="meta" if config.zero.stage == 3 and not loaded else "cpu")
-        if loaded:
-            load_start(config, model)
-        claim.make_ready(device)
-        return Trainer(config, model, data, held_out, claim, device).run()
+        yield Inputs(data, held_out, claim, device)
 
 
 def build_model(config: RunConfig, on: str = "cpu") -> LanguageModel:

@@ -8,8 +8,10 @@ import pytest
 import torch
 import transformers
 
-from latentpt.benchmark.estimate import estimate, report
+from latentpt.benchmark.dry_run import Where, estimated
+from latentpt.benchmark.estimate import estimate
 from latentpt.benchmark.memory import PeakMemory
+from latentpt.config import ConfigError
 from latentpt.run import RunConfig
 from latentpt.thoughts.model import LanguageModel
 
@@ -63,23 +65,25 @@ def test_checkpointing_and_truncation_save_what_they_promise():
     assert real_peak(config_of(ARMS["jacobi"], checkpoint_activations=True), 2) < 0.6 * full
 
 
-def test_zero_divides_what_its_stage_says():
-    config = config_of({})
-    sizes = [
-        estimate(
-            config.model_copy(update={"zero": config.zero.model_copy(update={"stage": s})}), 4
-        ).state_bytes
-        for s in (0, 1, 2, 3)
-    ]
-    n = estimate(config).parameters
-    assert sizes == [16 * n, (8 + 8 / 4) * n, (4 + 12 / 4) * n, 16 / 4 * n]
-
-
-def test_the_report_names_every_figure_with_its_unit():
-    text = report(config_of(ARMS["jacobi"]), devices=2, memory_gib=1.0, tflops=100.0)
-    for word in ("parameters", "FLOPs per token", "GiB", "largest micro-batch", "bytes", "tokens/s"):
+def test_the_estimate_names_every_figure_with_its_unit_and_tells_no_time_of_an_unknown_speed():
+    text = estimated(config_of(ARMS["jacobi"]), Where(devices=2, memory_gib=1.0))
+    for word in ("parameters", "FLOPs per token", "GiB", "largest micro-batch", "bytes"):
         assert word in text
-    assert "none fits" in report(config_of({}), devices=1, memory_gib=1e-6, tflops=1.0)
+    assert "not told (give --mfu)" in text and "tokens/s" not in text
+    assert "none fits" in estimated(config_of({}), Where(memory_gib=1e-6))
+
+
+def test_time_follows_from_a_known_peak_and_a_stated_share_of_it():
+    config = config_of({}, precision="bf16")
+    text = estimated(config, Where(devices=4, device="NVIDIA H100 80GB HBM3", mfu=0.25, price=2.0))
+    found = estimate(config, 4)
+    rate = 0.25 * 989.4e12 * 4
+    assert f"{rate / found.cost.total:,.0f} tokens/s" in text and "computed: 25% of the peak" in text
+    assert "of 80.0" in text and "cost" in text
+    single = estimated(config_of({}), Where(device="H100", mfu=0.25))
+    assert "not told (the peak of the device is not known)" in single, "the table has no fp32 peaks"
+    with pytest.raises(ConfigError, match="the nearest that is: H100"):
+        estimated(config, Where(device="H10"))
 
 
 def test_a_continued_training_is_estimated_at_the_size_of_its_source(tmp_path):
