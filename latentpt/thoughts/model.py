@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
             self.method.initialize(seed)
             scale_weights(self, self.config, self.method.embed_scale)
 
-    def rates(self) -> dict[nn.Parameter, float]:
+    def rates(self) -> dict[Tensor, float]:
         """Factors on the learning rate that the width asks for, see `latentpt.thoughts.width`; 1 for all others."""
         return rates(self, self.config, self.method.embed_scale)
 

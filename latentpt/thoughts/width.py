@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentpt.modeling.config import ModelConfig
 
@@ -36,11 +36,11 @@ def scale_weights(model: nn.Module, config: ModelConfig, embed_scale: float) -> 
     head.weight.mul_(math.sqrt(config.mup_base_width / config.hidden_size))
 
 
-def rates(model: nn.Module, config: ModelConfig, embed_scale: float) -> dict[nn.Parameter, float]:
+def rates(model: nn.Module, config: ModelConfig, embed_scale: float) -> dict[Tensor, float]:
     """Factors on AdamW's learning rate where they are not 1."""
     if config.mup_base_width is None:
         return {}
-    found: dict[nn.Parameter, float] = {}
+    found: dict[Tensor, float] = {}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             found[module.weight] = math.sqrt(2.5 * config.mup_base_width) / embed_scale

@@ -42,7 +42,7 @@ class Traces:
             return
         state = vars(self._coordinator)
         self._kept[self._running] = tuple(state[PRIVATE + part] for part in PARTS)
-        fresh = (ZeRoTraceMode.RECORD, [], [])
+        fresh: tuple[Any, ...] = (ZeRoTraceMode.RECORD, [], [])
         for part, value in zip(PARTS, self._kept.pop(self.program, fresh), strict=True):
             state[PRIVATE + part] = value
         state[PRIVATE + "param_queue"] = collections.deque(state[PRIVATE + "param_order"])
