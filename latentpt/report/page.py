@@ -11,7 +11,7 @@ from typing import Any
 from latentpt.config import options, to_yaml
 from latentpt.evaluation.results import Measurement, number, said
 from latentpt.pages.document import document, facts, picture, table, texts
-from latentpt.pages.tables import quantity
+from latentpt.pages.tables import duration, quantity
 from latentpt.report.texts import SAMPLING, Written
 from latentpt.run import RunConfig, RunFolder
 from latentpt.run.provenance import provenance
@@ -55,12 +55,6 @@ def progress(folder: RunFolder, config: RunConfig, lines: Sequence[Mapping[str, 
         f"{state}: step {last['step']:,} of {config.steps:,}, {quantity(last['tokens'])} tokens, "
         f"{quantity(last['training_flops'])} training FLOPs, {duration(last['seconds'])} of training"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def outcome(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -4,7 +4,7 @@ Trainings write what is here, everything above reads it; nothing here needs an e
 what reads tensors.
 """
 
-from latentpt.run.config import RunConfig, load_run_config
+from latentpt.run.config import RunConfig
 from latentpt.run.folder import RunFolder, cut_metrics, read_metrics, versions
 from latentpt.run.trained import checkpoint_step, load_model
 
@@ -14,7 +14,6 @@ __all__ = [
     "checkpoint_step",
     "cut_metrics",
     "load_model",
-    "load_run_config",
     "read_metrics",
     "versions",
 ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import model_validator
 
 from latentpt.data.config import DataConfig
 from latentpt.modeling.config import ModelConfig
-from latentpt.run.folder import FolderConfig, load_folder_config
+from latentpt.run.folder import FolderConfig
 from latentpt.run.sections import (
     CheckpointConfig,
     LearningRateConfig,
@@ -76,8 +74,3 @@ class RunConfig(FolderConfig):
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.training.total_steps(self.data.sequence_length)
-
-
-def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Load a run's configuration; raises ConfigError, see `latentpt.config.load_config`."""
-    return load_folder_config(RunConfig, path, overrides)

@@ -20,7 +20,7 @@ from latentpt.config import ConfigError, load_config, options, parse_override
 from latentpt.finetuning.building import BuildConfig
 from latentpt.finetuning.config import load_finetune_config
 from latentpt.finetuning.suite import SuiteConfig
-from latentpt.run import RunConfig, load_run_config
+from latentpt.run import RunConfig
 from tests.docs.commands import DOCUMENTS, ROOT, Command, read_commands
 
 # What documents take for granted: texts, models and checkouts of the reader's own, by the names they have there.
@@ -153,7 +153,7 @@ class Reader:
             assert not unknown, f"no options {unknown}"
             return pairs
         if command.program in ("launch/pretrain.py", "launch/bench.py") and config is not None:
-            load_run_config(ROOT / config, given)
+            load_config(RunConfig, ROOT / config, given)  # the weights that it may start from are not here
         elif command.program == "launch/compare.py":
             load_comparison(ROOT / config, list(given))
         elif command.program == "launch/finetune.py" and config is not None:

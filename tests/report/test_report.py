@@ -12,7 +12,8 @@ from latentpt.evaluation.results import Figures, Measurement, keep_results
 from latentpt.report import command, report, texts
 from latentpt.report.curves import loss_range, points, smoothed
 from latentpt.report.page import changed, duration
-from latentpt.run import RunFolder, load_run_config, read_metrics
+from latentpt.run import RunFolder, read_metrics
+from latentpt.training.start import load_run_config
 from latentpt.training.trainer import train
 from tests.conftest import tiny_model
 from tests.evaluation.test_command import write_shards
@@ -55,7 +56,7 @@ def test_the_page_tells_all_and_needs_no_other_file(run):
     (run / "evaluation" / "diagnostics-step-7-books-8x16.html").write_text("x")
     page = page_of(run)
     for said in (
-        "not finished: step 30 of 16", "1.92 k tokens", "0:00:45 of training", "1.0954 nats a token", "1 skipped",
+        "not finished: step 30 of 16", "1.92 k tokens", "45 s of training", "1.0954 nats a token", "1 skipped",
         "llama, 2 layers of width 16", "latent, 1 a token, causal", "4 x a chip", "cores, ", "torch ", "Python 3",
         "<td>piqa</td><td>acc</td><td>0.6250</td><td>0.0500</td><td>80</td><td>7</td><td>fewshot 2</td>",
         'href="evaluation/diagnostics-step-7-books-8x16.html"', "thoughts.method", "&lt;run&gt;",

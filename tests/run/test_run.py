@@ -13,10 +13,10 @@ from latentpt.run import (
     RunFolder,
     cut_metrics,
     load_model,
-    load_run_config,
     read_metrics,
     versions,
 )
+from latentpt.training.start import load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))

@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 from latentpt.config import ConfigError, to_yaml
-from latentpt.run import checkpoints, load_model, load_run_config, read_metrics
+from latentpt.run import checkpoints, load_model, read_metrics
 from latentpt.run.command import Start
 from latentpt.training import checkpoint, trainer
+from latentpt.training.start import load_run_config
 from latentpt.training.trainer import train
 from tests.training.small import ROOT, environment, finish, free_port, losses, start_ranks, tiny_run
 

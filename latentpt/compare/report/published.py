@@ -17,6 +17,7 @@ from latentpt.compare.report.results import Results, RunResult
 from latentpt.compare.running.measure import measurement_path
 from latentpt.files import write_bytes, write_text
 from latentpt.run import RunFolder, versions
+from latentpt.run.checkpoints import MARK, committed
 
 
 def publish(
@@ -93,7 +94,11 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def archive(plan: Plan) -> bytes:
-    """Plan, run configurations, metrics, versions and measurements of all runs; the same bytes for the same content."""
+    """Plan, run configurations, metrics, versions and measurements of all runs; the same bytes for the same content.
+
+    Unpacked into the comparison's output it is what `run` goes on from: with every finished run is the mark of its checkpoint,
+    whose name its measurement bears, without the weights.
+    """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in sources(plan):
@@ -110,6 +115,7 @@ def sources(plan: Plan) -> Iterator[Path]:
     for arm, seed in plan.jobs():
         folder = RunFolder(plan.run_folder(arm.name, seed))
         measured = measurement_path(plan, arm.name, seed)
-        for path in (folder.config, folder.versions, folder.metrics, folder.summary, measured):
+        marks = [path / MARK for path in committed(folder.checkpoints)[-1:]]
+        for path in (folder.config, folder.versions, folder.metrics, folder.summary, *marks, measured):
             if path.is_file():
                 yield path

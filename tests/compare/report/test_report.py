@@ -118,6 +118,21 @@ def test_the_same_results_give_the_same_archive(results):
     assert archive(found.plan) == archive(found.plan)
 
 
+def test_a_study_goes_on_from_its_archive_without_training_a_finished_run_again(results, trainer, measured):
+    plan = results(seeds=[0, 1]).plan
+    shutil.rmtree(plan.run_folder("latent", 1))
+    before = read_results(plan)
+    Path("raw.tar.xz").write_bytes(archive(plan))
+    shutil.rmtree("out")
+    with tarfile.open("raw.tar.xz") as tar:
+        tar.extractall("out", filter="data")
+    write_plan(plan)  # as `run` does
+    found, launches = read_results(plan), trainer[1]()
+    assert [row(arm) for arm in found.arms] == [row(arm) for arm in before.arms] and not found.complete
+    execute(plan, trainer[0], measured[0])
+    assert read_results(plan).complete and trainer[1]() == [*launches, "latent-seed1"]
+
+
 def test_latex_cells_are_escaped():
     lines = latex_table(["arm", "a_b"], [["x & y", "1 ± 2 %"]]).splitlines()
     assert lines[2] == r"arm & a\_b \\" and lines[4] == r"x \& y & 1 $\pm$ 2 \% \\"
