@@ -1,4 +1,4 @@
-"""Pythia's sizes, plain and thinking: what each takes on how many devices. docs/running.md shows the table."""
+"""Pythia's sizes, plain and thinking: what each takes on how many devices."""
 
 from __future__ import annotations
 

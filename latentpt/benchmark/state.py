@@ -1,7 +1,7 @@
 """What one device holds of a training's state, part by part, by ZeRO stage, precision, offload and number of ranks.
 
-The parts are those that DeepSpeed 0.19 makes, and tests/benchmark/test_state.py holds their sum against the memory of real
-trainings in one and two processes.
+The parts are those that DeepSpeed 0.19 makes; tests/benchmark/test_state.py counts them to the byte in real trainings of one
+process. What several ranks divide follows from there.
 
     stage 0           all of it whole: weights, gradients and both moments in fp32
     stage 1, bf16     bf16 weights and gradients whole, and beside them the gradients' sum over micro-batches in fp32, whole too
