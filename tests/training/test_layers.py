@@ -11,7 +11,7 @@ from latentpt.run import load_model, read_metrics
 from latentpt.training import trainer
 from latentpt.training.layers import by_layer, layer_of, squares
 from latentpt.training.trainer import train
-from tests.training.small import CARRIED, finish, start_ranks, tiny_run
+from tests.training.small import CARRIED, tiny_run
 
 
 def of_kind(config, kind):
@@ -89,30 +89,3 @@ def test_a_step_that_is_skipped_leaves_its_samples_losses_and_norms(stage, text,
     data = TokenDataset(config.data.train, config.data.sequence_length)
     with BatchStream(data, config.seed, 8, 8, start_sample=8) as stream:
         assert torch.equal(found["samples"].long(), next(stream))
-
-
-LAYERS = """
-import sys
-from pathlib import Path
-from latentpt.training import trainer
-from tests.training.small import tiny_run
-for stage in range(4):
-    config = tiny_run(Path(sys.argv[2]) / str(stage), Path(sys.argv[1]), zero={"stage": stage},
-                      monitor={"layers_every": 1}, training={"steps": 2})
-    trainer.train(config)
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_add_up_their_parts(text, tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(LAYERS)
-    finish(start_ranks(2, script, text, tmp_path))
-    alone = tiny_run(tmp_path / "alone", text, monitor={"layers_every": 1}, training={"steps": 2})
-    train(alone)
-    for stage in range(4):
-        lines = of_kind(tiny_run(tmp_path / str(stage), text), "layers")
-        for ours, theirs in zip(of_kind(alone, "layers"), lines, strict=True):
-            assert {k: v for k, v in theirs.items() if "/" in k} == pytest.approx(
-                {k: v for k, v in ours.items() if "/" in k}, rel=1e-4
-            )
