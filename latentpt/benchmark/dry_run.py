@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,8 @@ def nothing_left(folder: Path) -> Iterator[None]:
         yield
     finally:
         if not locked:
-            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (folder / LOCK).unlink()
 
 
 def check_place(config: RunConfig) -> None:

@@ -56,8 +56,8 @@ def state_of(config: RunConfig, parameters: int, ranks: int, fused: bool = True)
         return State(4 * whole, 4 * whole, 8 * whole, 0.0, reduced, 0.0)
     low = precision != "fp32"
     weight = 2 if low else 4
-    offloaded = getattr(zero, "offload_optimizer", None) is not None
-    bucket = zero.bucket * (2 if getattr(zero, "overlap_comm", None) else 1)
+    offloaded = zero.offload_optimizer is not None
+    bucket = zero.bucket * (2 if zero.overlap_comm else 1)
     weights, optimizer = weight * whole, 12 * part
     if zero.stage == 1 and precision == "bf16" and not offloaded:
         gradients, reduction = (2 + 4) * whole, 0.0
@@ -76,6 +76,6 @@ def state_of(config: RunConfig, parameters: int, ranks: int, fused: bool = True)
     host = 0.0
     if offloaded:
         host, optimizer, step = optimizer + gradients * (zero.stage == 3) + 4 * part, 0.0, 0.0
-    if getattr(zero, "offload_parameters", None) is not None:
+    if zero.offload_parameters is not None:
         host, weights = host + weight * part, weights - weight * part
     return State(weights, gradients, optimizer, reduction, max(0.0, step), host)

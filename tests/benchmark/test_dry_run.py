@@ -74,7 +74,7 @@ def test_a_training_that_goes_on_is_told_so_and_its_folder_stays_as_it_is(text, 
         ({"training": {"micro_batch": 3}}, AUTO, ConfigError, "nearest values that work"),
         ({"training": {"start_from": "nowhere"}}, AUTO, ConfigError, "nowhere"),
         ({}, Start("resume"), ConfigError, "no checkpoint to resume from"),
-        ({"output": "/proc/none/run"}, AUTO, ConfigError, "no folder that can be written"),
+        ({"output": f"{__file__}/run"}, AUTO, ConfigError, "no folder that can be written"),
     ],
 )
 def test_what_a_training_would_refuse_a_dry_run_refuses(sections, start, error, message, text, tmp_path):

@@ -100,4 +100,4 @@ def test_a_continued_training_is_estimated_at_the_size_of_its_source(tmp_path):
     command = [sys.executable, str(script), "--config", str(file), "--estimate"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     size = transformers.AutoModelForCausalLM.from_config(source).num_parameters()
-    assert told.splitlines()[0].split() == ["parameters", f"{size:,}"]
+    assert told.splitlines()[0].split()[:2] == ["parameters", f"{size:,}"]

@@ -32,7 +32,10 @@ def config_of(**sections):
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), PAIRS)
 def test_a_training_holds_what_was_estimated(stage, precision):
-    """Between two micro-batches, and at the peak of the optimizer step; a bucket and one matrix may come on top."""
+    """Between two micro-batches, and at the peak of the optimizer step; a bucket and one matrix may come on top.
+
+    At stage 0 AdamW updates parameter by parameter on a CPU, with three tensors of its own for each.
+    """
     config = config_of(zero={"stage": stage}, training={"precision": precision})
     _, _, device = start_processes()
     with PeakMemory() as memory:
@@ -47,7 +50,9 @@ def test_a_training_holds_what_was_estimated(stage, precision):
         memory.peak = memory.now
         engine.step(1e-3)
     n = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
+    largest = max(torch.Size(shape).numel() for shape in engine.shapes.values())
     state, spare = state_of(config, n, 1, fused=False), 4 * (BUCKET + 256 * 128)
+    spare += 3 * 4 * largest * (stage == 0)
     assert state.held <= held * 1.01 and held <= state.held * 1.01 + spare
     expected = state.held + state.step
     assert expected <= memory.peak * 1.01 + spare and memory.peak <= expected * 1.01 + spare
