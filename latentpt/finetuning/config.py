@@ -19,6 +19,7 @@ from latentpt.run.sections import (
     MonitorConfig,
     OptimizerConfig,
     ZeroConfig,
+    check_recomputation,
 )
 from latentpt.thoughts.config import ThoughtsConfig
 
@@ -298,6 +299,7 @@ class FinetuneConfig(FolderConfig):
                 "training.lora needs optimizer.weight_decay = 0: decay would move the frozen rows of the embedding, "
                 f"got {self.optimizer.weight_decay}"
             )
+        check_recomputation(training.checkpoint_activations, self.zero.stage)
         return self
 
     @property

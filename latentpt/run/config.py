@@ -18,6 +18,7 @@ from latentpt.run.sections import (
     TrainingConfig,
     ValidationConfig,
     ZeroConfig,
+    check_recomputation,
 )
 from latentpt.thoughts.config import ThoughtsConfig
 
@@ -66,6 +67,7 @@ class RunConfig(FolderConfig):
             raise ValueError(
                 "training.compile does not work with zero.stage = 3; the nearest stage that does is 2"
             )
+        check_recomputation(self.training.checkpoint_activations, self.zero.stage)
         self.training.global_batch(length)  # refuses a batch that holds no whole number of samples
         if self.average is not None and self.average.begin >= self.steps:
             raise ValueError(

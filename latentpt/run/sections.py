@@ -218,11 +218,12 @@ DECIDED = {
     "zero_optimization.offload_optimizer.nvme_path": "zero.offload_optimizer",
     "zero_optimization.offload_param.device": "zero.offload_parameters",
     "zero_optimization.offload_param.nvme_path": "zero.offload_parameters",
+    "zero_optimization.round_robin_gradients": "the order of parameters in a checkpoint",
     "zero_optimization.zenflow": "optimizer.kind",
     "zero_optimization.cpu_offload": "zero.offload_optimizer",
     "zero_optimization.cpu_offload_param": "zero.offload_parameters",
 }
-"""Keys of DeepSpeed's configuration, and which option of ours decides them."""
+"""Keys of DeepSpeed's configuration, and what decides them: an option of ours, mostly."""
 
 DEEPSPEED_KEYS = {
     *(key.split(".")[0] for key in DECIDED),
@@ -294,6 +295,14 @@ class ZeroConfig(Section):
                 f"the nearest is {nearest(top, DEEPSPEED_KEYS)}",
             )
         return self
+
+
+def check_recomputation(checkpoint_activations: str, stage: int) -> None:
+    """Refuse `selective` where parameters are fetched within a block: that is no operation whose result could be kept."""
+    _require(
+        checkpoint_activations != "selective" or stage < 3,
+        "training.checkpoint_activations = selective does not work with zero.stage = 3; the nearest that does is block",
+    )
 
 
 class CheckpointConfig(Section):

@@ -11,7 +11,7 @@ from matplotlib import image
 from latentpt.evaluation.results import Figures, Measurement, keep_results
 from latentpt.report import command, report, texts
 from latentpt.report.curves import draw_times, loss_range, points, smoothed
-from latentpt.report.page import changed, duration
+from latentpt.report.page import changed
 from latentpt.run import RunFolder, read_metrics
 from latentpt.training.start import load_run_config
 from latentpt.training.trainer import train
@@ -151,10 +151,6 @@ def test_what_is_shown_of_the_configuration_is_what_differs_from_the_defaults(ru
     found = changed(load_run_config(run / "config.yaml"))
     assert found["model.hidden_size"] == "16" and found["training.tokens"] == "1024"
     assert "optimizer.lr" not in found and "training.max_skipped" not in found
-
-
-def test_durations_are_hours_minutes_and_seconds():
-    assert duration(3723.4) == "1:02:03"
 
 
 def test_the_times_of_all_passes_are_one_share_and_stand_on_one_another():

@@ -70,6 +70,11 @@ def test_what_contradicts_our_options_is_refused_and_the_option_named(zero, mess
         build(ZeroConfig, zero)
 
 
+def test_selective_recomputation_of_parameters_that_are_fetched_in_a_block_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"selective does not work with zero.stage = 3; .* is block"):
+        tiny_run(tmp_path, tmp_path, training={"checkpoint_activations": "selective"}, zero={"stage": 3})
+
+
 def test_fp16_without_a_stage_that_scales_the_loss_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"training.precision = fp16 needs zero.stage 1, 2 or 3"):
         tiny_run(tmp_path, tmp_path, training={"precision": "fp16"}, zero={"stage": 0})

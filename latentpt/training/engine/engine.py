@@ -346,10 +346,10 @@ class Engine:
         if self.zero.stage in (1, 2):
             wrapper.update_lp_params()
         elif self.zero.stage == 3:
-            kept = wrapper.persistent_parameters  # small parameters, which stay gathered on every rank
+            # Small parameters stay gathered on every rank once they are used. They are not gathered here: a module that reads
+            # another's must find them missing to have them fetched in the backward pass too.
+            kept = wrapper.persistent_parameters
             if kept:
                 kept[0].partition(kept)
             for index in range(len(wrapper.fp32_partitioned_groups_flat)):
                 wrapper._reassign_or_swap_out_partitioned_parameters(index)
-            if kept:
-                kept[0].all_gather(kept)
