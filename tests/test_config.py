@@ -72,7 +72,7 @@ def test_a_malformed_override_is_refused(override):
     "override, message",
     [
         ("optimiser.lr=1", "unknown key optimiser; did you mean optimizer?"),
-        ("optimizer.learning_rate=1", "unknown key optimizer.learning_rate; optimizer has lr, betas, eps"),
+        ("optimizer.learning_rate=1", "unknown key optimizer.learning_rate; optimizer has kind, lr, matrix_lr"),
         ("optimizer.weight_decey=1", "unknown key optimizer.weight_decey; did you mean optimizer.weight_decay?"),
         ("weight_decay=1", "unknown key weight_decay; did you mean optimizer.weight_decay?"),
         ("xyz=1", "unknown key xyz; the sections are output, seed, model"),
@@ -80,7 +80,7 @@ def test_a_malformed_override_is_refused(override):
         ("training.steps=1.5", "training.steps must be a whole number of at least 1 or null, got 1.5"),
         ("training.compile=perhaps", "training.compile must be true or false, got 'perhaps'"),
         ("optimizer.betas=[1]", "optimizer.betas must be [a number from 0 to below 1, a number from 0 to below 1]"),
-        ("optimizer=3", "optimizer must be a section of lr, betas"),
+        ("optimizer=3", "optimizer must be a section of kind, lr"),
         ("learning_rate.kind=cosin", "learning_rate.kind must be one of cosine, wsd, constant, got 'cosin'; did you mean cosine?"),
         ("schedule.kind=cosine", "the key schedule is called learning_rate"),
         ("data.train=[{path: a, wieght: 1}]", "unknown key wieght in data.train; did you mean weight?"),
