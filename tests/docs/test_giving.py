@@ -26,6 +26,7 @@ SMALLER = {
     "launch/eval.py": ["--samples", "4", "--device", "cpu", "--limit", "2", "--fewshot", "0"],
     "launch/export.py": [],
     "launch/report.py": [],
+    "latentpt/status.py": [],
 }  # fmt: skip
 
 
