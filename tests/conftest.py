@@ -19,6 +19,13 @@ from latentpt.thoughts.registry import METHODS
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _own_linear(monkeypatch):
+    """Under ZeRO 3 DeepSpeed puts a linear of its own into torch and leaves it there, for the tests that follow."""
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
+
+
 FAMILIES = ("pythia", "llama", "gpt2")
 
 

@@ -29,6 +29,8 @@ LAUNCHERS = {
 """Commands and modules."""
 BEAT = 1.0
 """Seconds between signs of life."""
+LEAVE = 10.0
+"""Seconds that an exchange under way at the end may take; longer takes only one whose answer never comes."""
 EXIT_CODE = 1
 
 
@@ -61,18 +63,23 @@ class Watchdog:
         self._signs = SignsOfLife(self._world, silence, patience)
 
     def __enter__(self) -> Watchdog:
+        targets = [self._watch]
         if self._world > 1:
             shared = dist.distributed_c10d._get_default_store()
             own = shared.clone()  # type: ignore[attr-defined]  # torch's stubs do not know Store.clone, a connection of our own
             self._store = dist.PrefixStore("watchdog", own)
-            threading.Thread(target=self._keep_exchanging, name="signs of life", daemon=True).start()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+            targets.append(self._keep_exchanging)
+        self._threads = [threading.Thread(target=target, name="watchdog", daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A thread that comes back from the store while the interpreter ends aborts the process.
         self._stop.set()
-        self._thread.join(BEAT)
+        until = time.monotonic() + LEAVE
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def mark(self, where: str) -> None:
         """The training has come to `where`, which all ranks come to in the same order."""

@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch.distributed as dist
 
 from latentpt.run import checkpoints
 from latentpt.training import watchdog
 from latentpt.training.trainer import train
-from latentpt.training.watchdog import SignsOfLife
+from latentpt.training.watchdog import SignsOfLife, Watchdog
 from tests.training.small import environment, free_port, losses, tiny_run
 from tests.training.test_interruptions import PRETRAIN, wait_for_lines, write_config
 
@@ -42,6 +45,24 @@ def test_ranks_that_live_but_do_not_get_on_are_told_by_the_one_furthest_behind()
         problem = signs.judge({0: f"{now} 7 step 3", 1: f"{now} 6 step 2"}, float(now))
         assert bool(problem) == (now > 100)
     assert problem == "no rank has got on for 100 seconds; furthest behind is rank 1, at step 2"
+
+
+def test_no_thread_of_a_watchdog_outlives_it(monkeypatch):
+    """One that came back from the store while the interpreter ended aborted a rank that had done its work."""
+    asked, before = threading.Event(), set(threading.enumerate())
+
+    def slow(_):
+        asked.set()
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Watchdog, "_exchange", slow)
+    monkeypatch.setattr(watchdog, "BEAT", 0.01)
+    monkeypatch.setattr(watchdog.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(watchdog.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(watchdog.dist.distributed_c10d, "_get_default_store", dist.HashStore)
+    with Watchdog(10, 100, lambda: None):
+        assert asked.wait(10)
+    assert set(threading.enumerate()) <= before
 
 
 def start_pair(config, path, **environment_variables):
