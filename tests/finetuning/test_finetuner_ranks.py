@@ -39,10 +39,12 @@ def run(config, world):
 
 
 @pytest.mark.parametrize(
-    ("mode", "stage"), [("coconut", 0), ("coconut", 1), ("lt_tuning", 2), ("coconut", 3), ("lt_tuning", 3)]
+    ("mode", "stage", "lora"),
+    [("coconut", 0, 0), ("coconut", 1, 0), ("lt_tuning", 2, 0), ("coconut", 3, 2), ("lt_tuning", 3, 0)],
 )
-def test_ranks_and_zero_stages_train_the_same_model(mode, stage, data, tmp_path):
-    options = {"training": {"micro_batch": 2}, "coconut": {"uniform_prob": 0.5}, "optimizer": {"lr": 1e-3}}
+def test_ranks_and_zero_stages_train_the_same_model(mode, stage, lora, data, tmp_path):
+    training = {"micro_batch": 2, "lora": {"rank": lora, "alpha": 4.0}}
+    options = {"training": training, "coconut": {"uniform_prob": 0.5}, "optimizer": {"lr": 1e-3}}
     expected = run(tiny(tmp_path / "one", data, mode, **options, zero={"stage": 0}), 1)
     found = run(tiny(tmp_path / "two", data, mode, **options, zero={"stage": stage}), 2)
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
