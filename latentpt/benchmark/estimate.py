@@ -21,6 +21,7 @@ from latentpt.run import RunConfig
 from latentpt.thoughts.cost import Cost, inference_flops_per_token, training_cost
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.registry import make_method
+from latentpt.training.engine.optimizers import parameter_groups
 
 GIB = 2**30
 Lines = list[tuple[str, str]]
@@ -109,10 +110,12 @@ def estimate(config: RunConfig, devices: int = 1, fused: bool = True) -> Estimat
     with FakeTensorMode():
         model = LanguageModel(config.model, config.thoughts)
         count = sum(parameter.numel() for parameter in model.parameters())
+        groups = parameter_groups(model, config.optimizer)
+        by_muon = sum(p.numel() for group in groups if group["muon"] for p in group["params"])
     one, two = (_activation_bytes(config, samples) for samples in (1, 2))
     return Estimate(
         parameters=count,
-        state=state_of(config, count, devices, fused),
+        state=state_of(config, count, devices, fused, by_muon),
         fixed_bytes=float(one - (two - one)),
         sample_bytes=float(two - one),
         cost=training_cost(config.model, config.thoughts, length, config.steps),

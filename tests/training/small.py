@@ -35,40 +35,38 @@ FEEDBACK = {
 }
 
 
-# What every number of ranks and ZeRO stage must agree on: sections of `tiny_run`, and of `zero` where a stage divides.
-MATRIX = {
-    "vanilla": ({"thoughts": {"method": "vanilla", "num_thoughts": 0, "refinements": 0}}, {}),
-    "gauss_seidel": (
-        {
-            "thoughts": {"solver": "gauss_seidel", "refinements": 1},
-            "training": {"checkpoint_activations": "selective"},
-        },
-        {"overlap_comm": True},
-    ),
-    "stage_causal": (
-        {
-            "thoughts": {"visibility": "stage_causal", "refinements": 0},
-            "training": {"checkpoint_activations": "pass"},
-        },
-        {},
-    ),
-    "loop": (
-        {"thoughts": {"method": "loop", "refinements": 0}, "training": {"checkpoint_activations": "block"}},
-        {"deepspeed": {"zero_optimization": {"allgather_bucket_size": 5000}}},
-    ),
-    "ponder": ({"thoughts": {"method": "ponder", "refinements": 0}}, {"offload_optimizer": "cpu"}),
-    "muon": ({"optimizer": {"kind": "muon"}, "average": {"begin": 1}}, {}),
+# What every number of ranks and ZeRO stage must agree on: sections of `tiny_run`.
+THINKING = {
+    "vanilla": {"thoughts": {"method": "vanilla", "num_thoughts": 0, "refinements": 0}},
+    "jacobi": {},  # with a drawn number of refinements
+    "gauss_seidel": {"thoughts": {"solver": "gauss_seidel", "refinements": 1}},
+    "stage_causal": {"thoughts": {"visibility": "stage_causal", "refinements": 0}},
+    "loop": {"thoughts": {"method": "loop", "refinements": 0}},
+    "ponder": {"thoughts": {"method": "ponder", "refinements": 0}},
+    "muon": {"optimizer": {"kind": "muon"}, "average": {"begin": 1}},
+}
+
+# What must make no difference, tried with one of them each: of `thinking_run`.
+OPTIONS = {
+    "gauss_seidel": {"recompute": "selective", "zero": {"overlap_comm": True}},
+    "stage_causal": {"recompute": "pass"},
+    "loop": {
+        "recompute": "block",
+        "zero": {"deepspeed": {"zero_optimization": {"allgather_bucket_size": 5000}}},
+    },
+    "ponder": {"zero": {"offload_optimizer": "cpu"}},
 }
 
 
-def matrix_run(folder: Path, data: Path, name: str, stage: int, stop_at: int | None = None) -> RunConfig:
-    """Four steps of a row of the matrix, up to one of them."""
-    sections, zero = MATRIX[name]
-    training = {"steps": 4, "stop_at": stop_at, **sections.get("training", {})}
-    if stage == 3 and training.get("checkpoint_activations") == "selective":
-        training["checkpoint_activations"] = "block"  # the nearest that this stage takes
-    zero = {"stage": stage, **(zero if stage else {})}
-    return tiny_run(folder / name, data, **{**sections, "training": training, "zero": zero})
+def thinking_run(
+    folder: Path, data: Path, name: str, stage: int, recompute="none", zero=(), **sections
+) -> RunConfig:
+    """Four steps of a kind of thinking, in folder/name; `zero` where a stage divides."""
+    if stage == 3 and recompute == "selective":
+        recompute = "block"  # the nearest that this stage takes
+    training = {"steps": 4, "checkpoint_activations": recompute, **sections.pop("training", {})}
+    zero = {"stage": stage, **dict(zero if stage else ())}
+    return tiny_run(folder / name, data, **THINKING[name], **sections, training=training, zero=zero)
 
 
 def write_text_shards(folder: Path, size: int) -> None:

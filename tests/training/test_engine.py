@@ -91,6 +91,17 @@ def test_a_step_with_a_non_finite_gradient_changes_nothing_and_the_next_one_trai
     assert not equal(state(engine), before)
 
 
+def test_nobody_is_warned_of_an_optimizer_that_others_have_not_tried(caplog):
+    from deepspeed.utils import logger
+
+    logger.addHandler(caplog.handler)
+    make_engine(1)
+    logger.warning("of another thing")
+    logger.removeHandler(caplog.handler)
+    assert caplog.messages[-1] == "of another thing"
+    assert not [message for message in caplog.messages if "untested" in message]
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_state_is_read_and_written_as_whole_tensors(stage):
     source, target = make_engine(stage), make_engine(stage)

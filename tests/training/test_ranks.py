@@ -11,12 +11,12 @@ from latentpt.training.trainer import train
 from tests.training.small import (
     CARRIED,
     FEEDBACK,
-    MATRIX,
+    THINKING,
     finish,
     losses,
-    matrix_run,
     sparse_targets,
     start_ranks,
+    thinking_run,
     tiny_run,
 )
 from tests.training.test_trainer import plain_losses
@@ -27,7 +27,8 @@ GRADIENTS = Path(__file__).with_name("two_gradients.py")
 
 @pytest.mark.slow
 def test_any_number_of_ranks_and_any_zero_stage_give_one_loss_curve_also_across_a_resume(text, tmp_path):
-    alone = tiny_run(tmp_path / "alone", text)
+    """And the same norms of every layer's gradient and weights, from the parts of them that ranks have."""
+    alone = tiny_run(tmp_path / "alone", text, monitor={"layers_every": 2})
     train(alone)
     train(tiny_run(tmp_path / "handed-over", text, training={"stop_at": 3}))
 
@@ -42,6 +43,10 @@ def test_any_number_of_ranks_and_any_zero_stage_give_one_loss_curve_also_across_
         run = tiny_run(tmp_path / name, text)
         assert losses(run) == pytest.approx(expected, abs=2e-6), name
         assert losses(run, "validation") == pytest.approx(losses(alone, "validation"), abs=2e-6), name
+    both = layers(tiny_run(tmp_path / "all-stages", text))
+    assert [line["step"] for line in both] == [2, 4, 6, 8]  # of one stage after the other
+    for here, there in zip(both, layers(alone), strict=True):
+        assert here == pytest.approx(there, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -56,13 +61,18 @@ def test_every_kind_of_thinking_gives_one_loss_curve_under_all_stages_whatever_i
     text, tmp_path
 ):
     finish(start_ranks(2, WORKER, text, tmp_path, "matrix"))
-    train(matrix_run(tmp_path / "alone", text, "muon", 0))
-    for name in MATRIX:
-        run = matrix_run(tmp_path, text, name, 0)
-        expected = (
-            losses(matrix_run(tmp_path / "alone", text, name, 0)) if name == "muon" else plain_losses(run)
-        )
+    muon = thinking_run(tmp_path / "alone", text, "muon", 0)
+    train(muon)
+    for name in THINKING:
+        run = thinking_run(tmp_path, text, name, 0)
+        expected = losses(muon) if name == "muon" else plain_losses(run)
         assert losses(run) == pytest.approx(expected, abs=1e-5), name
+    both, alone = (
+        thinking_run(tmp_path / folder, text, "jacobi", 1, training={"precision": "bf16"})
+        for folder in ("bf16", "bf16-alone")
+    )
+    train(alone)
+    assert losses(both) == pytest.approx(losses(alone), rel=2**-8)
 
 
 @pytest.mark.slow
@@ -72,6 +82,12 @@ def test_two_ranks_hand_over_to_one_and_one_to_four(text, tmp_path):
     train(tiny_run(tmp_path / "run", text, zero={"stage": 1}, training={"stop_at": 4}))
     finish(start_ranks(4, WORKER, text, run.folder.path, "3,8"))
     assert losses(run) == pytest.approx(plain_losses(run), abs=1e-5)
+
+
+def layers(config):
+    """Step and norms by layer of a training's lines."""
+    lines = [line for line in read_metrics(config.folder.metrics) if line["kind"] == "layers"]
+    return [{key: line[key] for key in line if key == "step" or "/" in key} for line in lines]
 
 
 def norms(config):

@@ -4,19 +4,22 @@ import sys
 from pathlib import Path
 
 from latentpt.training import trainer
-from tests.training.small import CARRIED, FEEDBACK, MATRIX, matrix_run, sparse_targets, tiny_run
+from tests.training.small import CARRIED, FEEDBACK, OPTIONS, THINKING, sparse_targets, thinking_run, tiny_run
 
 data, folder, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if what == "matrix":  # trainings that change their stage at every step
-    for name in MATRIX:
-        for stage in range(4):
-            trainer.train(matrix_run(folder, data, name, stage, stop_at=stage + 1))
+    for stage in range(4):
+        training = {"stop_at": stage + 1}
+        for name in THINKING:
+            trainer.train(thinking_run(folder, data, name, stage, training=training, **OPTIONS.get(name, {})))
+        low = {"precision": "bf16", **training}
+        trainer.train(thinking_run(folder / "bf16", data, "jacobi", stage, training=low))
     sys.exit()
 if "," in what:
     stage, stop_at = map(int, what.split(","))
     trainer.train(tiny_run(folder, data, zero={"stage": stage}, training={"stop_at": stop_at}))
     sys.exit()
-runs = {"all-stages": CARRIED if what == "carried" else {}}
+runs = {"all-stages": CARRIED if what == "carried" else {"monitor": {"layers_every": 2}}}
 if what == "feedback":
     runs = {
         name: {"model": {"num_layers": 3}, "thoughts": thoughts, "training": {"steps": 8}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@contextlib.contextmanager
+def without(words: str, logger: logging.Logger) -> Iterator[None]:
+    """Messages of a logger that have these words are left out while the block runs."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger.addFilter(others)
+    yield
+    logger.removeFilter(others)
 
 
 class _Root(nn.Module):
@@ -90,7 +103,8 @@ class Engine:
         self.optimizer = make_optimizer(model, optimizer, precision, fused=device.type == "cuda")
         groups = [list(group["params"]) for group in self.optimizer.param_groups]
         by_muon = {p for group in self.optimizer.param_groups if group["muon"] for p in group["params"]}
-        with contextlib.redirect_stdout(io.StringIO()):  # memory reports that cannot be turned off
+        # Memory reports that cannot be turned off, and a warning of optimizers that others have not tried: we have.
+        with contextlib.redirect_stdout(io.StringIO()), without("untested optimizer", deepspeed.utils.logger):
             self._engine, *_ = deepspeed.initialize(
                 model=_Root(model, self._arithmetic),
                 optimizer=self.optimizer,
