@@ -38,8 +38,10 @@ def without(words: str, logger: logging.Logger) -> Iterator[None]:
         return words not in record.getMessage()
 
     logger.addFilter(others)
-    yield
-    logger.removeFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 class _Root(nn.Module):
