@@ -92,7 +92,8 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.sizes:
         from latentpt.benchmark.sizes import table
 
-        print(table())
+        for line in table():
+            print(line, flush=True)
         return
     if (arguments.run is None) != (arguments.thresholds is None):
         raise ConfigError("--run and --thresholds belong together; everything else measures a --config")

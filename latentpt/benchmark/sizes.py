@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,10 @@ def row(size: str, thoughts: str) -> Row:
     )
 
 
-def table() -> str:
-    """All of them, in Markdown."""
-    lines = [HEAD.text, "|" + "---|" * len(HEAD)]
-    return "\n".join([*lines, *(row(size, thoughts).text for size in DEVICES for thoughts in THOUGHTS)])
+def table() -> Iterator[str]:
+    """All of them, line by line, in Markdown."""
+    yield HEAD.text
+    yield "|" + "---|" * len(HEAD)
+    for size in DEVICES:
+        for thoughts in THOUGHTS:
+            yield row(size, thoughts).text

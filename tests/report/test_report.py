@@ -18,7 +18,7 @@ from latentpt.training.trainer import train
 from tests.conftest import tiny_model
 from tests.evaluation.test_command import write_shards
 from tests.folders import BYTES_VOCAB, launch, write_checkpoint, write_run
-from tests.training.small import tiny_run, write_text_shards
+from tests.training.small import losses, tiny_run, write_text_shards
 
 
 def metrics(steps=30):
@@ -161,3 +161,21 @@ def test_the_times_of_all_passes_are_one_share_and_stand_on_one_another():
     tops = [max(path.vertices[:, 1].max() for path in area.get_paths()) for area in axes.collections]
     assert tops == pytest.approx([0.1, 0.5, 0.5, 0.9, 0.9, 0.9])
     plt.close(figure)
+
+
+def test_a_training_is_asked_for_texts_on_its_way_and_learns_the_same(tmp_path, capsys):
+    data = write_shards(tmp_path / "data", 0, tokens=2000)
+    sections = {
+        "data": {"train": str(data), "validation": str(data)},
+        "model": {"vocab_size": BYTES_VOCAB, "max_positions": 16},
+        "training": {"steps": 2},
+    }
+    asked = tiny_run(tmp_path / "asked", data, **sections, monitor={"texts_every": 1}, zero={"stage": 3})
+    plain = tiny_run(tmp_path / "plain", data, **sections, zero={"stage": 3})
+    train(asked)
+    train(plain)
+    found = [line for line in read_metrics(asked.folder.metrics) if line["kind"] == "text"]
+    assert [(line["step"], line["number"]) for line in found] == [(s, n) for s in (1, 2) for n in (1, 2, 3)]
+    assert all(line["prompt"] and isinstance(line["text"], str) for line in found)
+    assert "writes " in capsys.readouterr().out
+    assert losses(asked) == losses(plain)
