@@ -112,7 +112,7 @@ def row(config) -> Row:
 
 def rows(ranks: int, names) -> dict[str, Row]:
     """What the first of several processes holds, for these names of ALL."""
-    told = finish(start_ranks(ranks, "-m", "tests.benchmark.states", *names))[0].splitlines()
+    told = finish(start_ranks(ranks, "-m", "tests.benchmark.states", *names), seconds=1800)[0].splitlines()
     found = json.loads(next(line for line in told if line.startswith('{"')))
     return {name: Row(Bytes(*a), Bytes(*b), *sizes) for name, (a, b, *sizes) in found.items()}
 
