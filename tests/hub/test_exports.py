@@ -41,8 +41,7 @@ def modules(tmp_path, monkeypatch):
 
 
 def load_there(folder):
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
-    return loaded.eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 def generate_there(model, prompts, new):
