@@ -7,11 +7,11 @@ prints Markdown, in bytes per parameter: between two micro-batches, and at the m
 step after it. Host and device are one here.
 """
 
+import argparse
 import gc
 import itertools
 import json
 import os
-import sys
 from typing import NamedTuple
 
 import torch
@@ -112,17 +112,24 @@ def row(config) -> Row:
 
 def rows(ranks: int, names) -> dict[str, Row]:
     """What the first of several processes holds, for these names of ALL."""
-    told = finish(start_ranks(ranks, "-m", "tests.benchmark.states", *names), seconds=1800)[0].splitlines()
+    command = ("-m", "tests.benchmark.states", "--names", *names)
+    told = finish(start_ranks(ranks, *command), seconds=1800)[0].splitlines()
     found = json.loads(next(line for line in told if line.startswith('{"')))
     return {name: Row(Bytes(*a), Bytes(*b), *sizes) for name, (a, b, *sizes) in found.items()}
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ranks", type=int, nargs="?", default=1)
+    parser.add_argument("--names", nargs="+", default=list(ALL), help=argparse.SUPPRESS)  # of one of them
+    arguments = parser.parse_args()
     if "RANK" in os.environ:
-        print(json.dumps({name: row(config_of(**ALL[name])) for name in sys.argv[1:]}))
+        print(json.dumps({name: row(config_of(**ALL[name])) for name in arguments.names}))
         return
     print("| | held: measured | estimated | at most: measured | estimated |\n|---|---|---|---|---|")
-    for name, (measured, estimated, n, _) in rows(int((*sys.argv, 1)[1]), ALL).items():
+    for name, (measured, estimated, n, _) in rows(arguments.ranks, arguments.names).items():
         cells = (f"{size / n:.1f}" for pair in zip(measured, estimated, strict=True) for size in pair)
         print(f"| {name} | " + " | ".join(cells) + " |")
 

@@ -27,10 +27,10 @@ class Command(NamedTuple):
 
     @property
     def program(self) -> str:
-        """What is run: a script, a module of the library as its file, `data_prep`, `make`, .. ."""
+        """What is run: a script, a module of the library or the tests as its file, `data_prep`, `make`, .. ."""
         words = self.words
         if words[0] == "python" and words[1] == "-m":
-            inside = words[2].startswith("latentpt.")
+            inside = words[2].startswith(("latentpt.", "tests."))
             return f"{words[2].replace('.', '/')}.py" if inside else words[2]
         if words[0] in ("python", "deepspeed"):
             return next(word for word in words[1:] if word.endswith(".py"))

@@ -41,7 +41,8 @@ def modules(tmp_path, monkeypatch):
 
 
 def load_there(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    return loaded.eval()
 
 
 def generate_there(model, prompts, new):

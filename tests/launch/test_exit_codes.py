@@ -76,6 +76,7 @@ def test_ctrl_c_ends_an_evaluation_with_the_code_of_the_table(tmp_path):
          "s.open_source = lambda _: (print('here', flush=True), time.sleep(60)); "
          "runpy.run_path(sys.argv[0], run_name='__main__')", str(LAUNCH / "eval.py"), "--run", "x"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     assert process.stdout.readline() == "here\n"
     time.sleep(0.2)
