@@ -24,11 +24,11 @@ from latentpt.evaluation.results import Figures
 from latentpt.intervals import Mean, ratio_of
 from latentpt.seeding import stream
 from latentpt.thoughts.documents import document_ids
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import prediction, sample_sums
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.state import Before
+from latentpt.thoughts.watch import Watch
 
 
 class Collapse(NamedTuple):

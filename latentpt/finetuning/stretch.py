@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.method import Tokens
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Stretch
 from latentpt.thoughts.schedule import Schedule
 from latentpt.thoughts.state import Cache, State
+from latentpt.thoughts.watch import Watch
 
 
 class Thinking:

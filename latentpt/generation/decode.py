@@ -13,10 +13,12 @@ from torch import Tensor
 from latentpt.generation.prefill import Prefill
 from latentpt.generation.sampling import Penalty, Sampling, choose, uniform
 from latentpt.generation.static import StaticCache, why_not_static
-from latentpt.thoughts.execute import Watch, execute
+from latentpt.thoughts.compile import compile_cells
+from latentpt.thoughts.execute import execute
 from latentpt.thoughts.model import LanguageModel
-from latentpt.thoughts.plan import Plan, compile_cells
+from latentpt.thoughts.plan import Plan
 from latentpt.thoughts.state import Cache
+from latentpt.thoughts.watch import Watch
 
 OnToken = Callable[[int, int], bool | None]
 """Hears of (row, id) as ids are found; answering True ends the row."""
@@ -61,7 +63,7 @@ class Session:
     def run(
         self, ids: Tensor, cells: tuple[tuple[int, ...], ...], known: tuple[int, ...] = ()
     ) -> list[Tensor]:
-        """Run single cells of the tokens int64 [B, n] at the position reached, see `plan.compile_cells`.
+        """Run single cells of the tokens int64 [B, n] at the position reached, see `compile.compile_cells`.
 
         Returns the states after the final norm, [B, d], of the cells of the last run.
         """

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from latentpt.data.tokenizer import Tokenizer
 from latentpt.generation.decode import Session
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.plan import Step, Stretch
+from latentpt.thoughts.watch import Watch
 
 
 class Thought(NamedTuple):

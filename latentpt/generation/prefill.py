@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from latentpt.config import nearest
 from latentpt.thoughts.converge import until_settled
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.method import ThoughtMethod
 from latentpt.thoughts.schedule import Schedule, sequential
+from latentpt.thoughts.watch import Watch
 
 Solver = Literal["exact", "sequential", "gauss_seidel", "jacobi"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from latentpt.config import ConfigError, nearest
 from latentpt.thoughts.adaptive import Reach, Tail
+from latentpt.thoughts.compile import compile_stretch
 from latentpt.thoughts.halting import Routed
 from latentpt.thoughts.method import ThoughtMethod
 from latentpt.thoughts.model import LanguageModel
-from latentpt.thoughts.plan import compile_stretch
 from latentpt.thoughts.schedule import Schedule, Sweep, sequential
 
 READS = {

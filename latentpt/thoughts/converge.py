@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.schedule import Schedule, gauss_seidel, jacobi
 from latentpt.thoughts.state import Before
+from latentpt.thoughts.watch import Watch
 
 
 def until_settled(

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.merge import Relation
+from latentpt.thoughts.compile import compile_plan
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.method import ThoughtMethod
-from latentpt.thoughts.plan import Fed, Step, Stretch, compile_plan
+from latentpt.thoughts.plan import Fed, Step, Stretch
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 

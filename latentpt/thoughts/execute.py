@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from latentpt.modeling.attention import HIDDEN
@@ -24,116 +23,11 @@ from latentpt.modeling.decoder import Decoder, Ran
 from latentpt.modeling.rotary import Rotary
 from latentpt.thoughts.halting import Halting
 from latentpt.thoughts.method import ThoughtMethod, Tokens
+from latentpt.thoughts.outcome import Outcome, Outcomes, interleave
 from latentpt.thoughts.plan import EMBEDDING, Column, Fed, Plan, Source, Step, Stretch
 from latentpt.thoughts.sight import Sight, joined
-from latentpt.thoughts.state import Before, KeysValues, State
-
-
-class Watch:
-    """Looks on while a plan is executed. Every method does nothing until a subclass fills it."""
-
-    every_slot = False
-    """Whether the streams of all slots of the last sweep are wanted, not only of the one that predicts."""
-
-    def begin(self, stretch: Stretch, first: int) -> None:
-        """A stretch begins at a position."""
-
-    def carried(self, step: Step, column: Column, before: Before) -> Before:
-        """What a column of a step is fed from earlier positions; what is returned goes in."""
-        return before
-
-    def inject(self, step: Step, slots: range, u: Tensor) -> Tensor:
-        """Inputs [B, L, n, d] made for slots of a step; what is returned goes in."""
-        return u
-
-    def attended(self, step: Step, layer: int, q: Tensor, k: Tensor) -> None:
-        """Rotated q [B, L, R, H, D] and k [B, L, S, H_kv, D] of a step in a layer."""
-
-    def enough(self, sweep: int) -> bool:
-        """Asked after every sweep: whether those between it and the last one may be left out."""
-        return False
-
-    def weighed(self, step: Step, log_weights: Tensor) -> None:
-        """Log-weights [B, L, n] of the cells of a step that is about to run, see `latentpt.thoughts.halting`."""
-
-    def ran(self, step: Step, u: Tensor, x: Tensor) -> None:
-        """A step's inputs [B, L, n, d] and the streams [B, L, R, d] of the columns that are read."""
-
-
-class Outcome(NamedTuple):
-    """What a step leaves for those after it."""
-
-    step: Step
-    inputs: Tensor
-    """What its cells read, [B, L, n, d]."""
-    x: Tensor
-    """Streams of the columns that are read, [B, L, R, d]."""
-    keys_values: list[KeysValues]
-    """Layer by layer, if somebody sees them later."""
-    states: Tensor | None
-    """States [B, L, f, d] of the columns that feed others."""
-    records: Tensor | None = None
-    """Its cells' records [B, L, n, r], where tokens think different numbers of slots."""
-
-    def records_of(self, columns: slice) -> Tensor:
-        """Records of some columns."""
-        assert self.records is not None
-        return self.records[:, :, columns]
-
-    def inputs_of(self, columns: slice) -> Tensor:
-        """What some columns read."""
-        return _columns(self.inputs, columns)
-
-    def stream_of(self, columns: slice) -> Tensor:
-        """Streams of some columns after the last layer."""
-        start = self.step.read.start
-        return _columns(self.x, slice(columns.start - start, columns.stop - start))
-
-    def state_of(self, columns: slice) -> Tensor:
-        """States of some columns."""
-        assert self.states is not None
-        start = self.step.feeds.start
-        return _columns(self.states, slice(columns.start - start, columns.stop - start))
-
-
-class Outcomes(dict[int, Outcome]):
-    """Step by step what is left, and columns of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.joined: dict[tuple[int, Any], KeysValues] = {}
-
-    def gather(self, sources: Sequence[Source | None], of: Callable[[Outcome, slice], Tensor]) -> Tensor:
-        """Values [B, L, n, d] of n columns."""
-        found = [source for source in sources if source is not None]
-        step, first = found[0].parts[0]
-        if found == [Source(((step, first + index),)) for index in range(len(found))]:
-            return of(self[step], slice(first, first + len(found)))
-        return torch.stack([self.column(source, of) for source in found], dim=2)
-
-    def column(self, source: Source, of: Callable[[Outcome, slice], Tensor]) -> Tensor:
-        """Values [B, L, d] of one column."""
-        parts = [of(self[step], slice(column, column + 1))[:, :, 0] for step, column in source.parts]
-        return _interleave(parts, 1)[:, source.first :: source.every]
-
-    def keys_values(self, layer: int, source: Source) -> KeysValues:
-        """Keys and values [B, H_kv, n, D] of one column."""
-        if len(source.parts) == 1:
-            k, v = self._part(layer, *source.parts[0])
-        else:
-            key = layer, source.parts
-            if key not in self.joined:
-                pairs = zip(*(self._part(layer, *part) for part in source.parts), strict=True)
-                k, v = (_interleave(list(columns), 2) for columns in pairs)
-                self.joined[key] = k, v
-            k, v = self.joined[key]
-        return k[:, :, source.first :: source.every], v[:, :, source.first :: source.every]
-
-    def _part(self, layer: int, step: int, column: int) -> KeysValues:
-        outcome = self[step]
-        k, v = outcome.keys_values[layer - outcome.step.layers[0]]
-        count = len(outcome.step.columns)
-        return k[:, :, column::count], v[:, :, column::count]
+from latentpt.thoughts.state import Before, State
+from latentpt.thoughts.watch import Watch
 
 
 class Prediction(NamedTuple):
@@ -430,7 +324,7 @@ class _Walk:
         if not self.sight.in_place:
             for layer, sources in enumerate(self.stretch.keys):
                 columns = [self.outcomes.keys_values(layer, source) for source in sources]
-                k, v = (_interleave(list(parts), 2) for parts in zip(*columns, strict=True))
+                k, v = (interleave(list(parts), 2) for parts in zip(*columns, strict=True))
                 state.append(layer, k, v)
         for slot, row, source in self.stretch.leaves:
             pair = self.pair(slot, source)
@@ -481,10 +375,6 @@ def _together(cells: Sequence[Before]) -> Before:
     return Before(inputs, states, torch.cat(known, dim=2))
 
 
-def _columns(x: Tensor, columns: slice) -> Tensor:
-    return x if columns == slice(0, x.shape[2]) else x[:, :, columns]
-
-
 def _range(slots: list[int]) -> range:
     step = slots[1] - slots[0] if len(slots) > 1 else 1
     return range(slots[0], slots[-1] + 1, step)
@@ -492,14 +382,3 @@ def _range(slots: list[int]) -> range:
 
 def _cat(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _interleave(columns: list[Tensor], dim: int) -> Tensor:
-    """Undo x[r::stride]: columns whose rows lie along `dim`, the later ones perhaps a row shorter, as one tensor."""
-    if len(columns) == 1:
-        return columns[0]
-    total, rows = sum(column.shape[dim] for column in columns), columns[0].shape[dim]
-    if total < rows * len(columns):
-        after = columns[0].dim() - dim - 1
-        columns = [F.pad(c, [0] * (2 * after) + [0, rows - c.shape[dim]]) for c in columns]
-    return torch.stack(columns, dim + 1).flatten(dim, dim + 1).narrow(dim, 0, total)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.documents import document_ids
-from latentpt.thoughts.execute import Prediction, Watch
+from latentpt.thoughts.execute import Prediction
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
+from latentpt.thoughts.watch import Watch
 
 
 class Sums(NamedTuple):

@@ -12,14 +12,16 @@ from latentpt.modeling.config import ModelConfig, Recompute
 from latentpt.modeling.decoder import Decoder, initialize
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.chance import make_chance
+from latentpt.thoughts.compile import compile_plan
 from latentpt.thoughts.config import ThoughtsConfig
 from latentpt.thoughts.documents import document_positions
-from latentpt.thoughts.execute import Prediction, Watch, execute
+from latentpt.thoughts.execute import Prediction, execute
 from latentpt.thoughts.method import Tokens
-from latentpt.thoughts.plan import PlanError, compile_plan
+from latentpt.thoughts.plan import PlanError
 from latentpt.thoughts.registry import make_method
 from latentpt.thoughts.schedule import Schedule
 from latentpt.thoughts.state import Cache, State
+from latentpt.thoughts.watch import Watch
 from latentpt.thoughts.width import rates, scale_weights
 
 

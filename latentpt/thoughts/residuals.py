@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.state import Before
+from latentpt.thoughts.watch import Watch
 
 
 class Residuals(Watch):

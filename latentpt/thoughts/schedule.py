@@ -8,7 +8,7 @@ solves it cell by cell; a schedule solves or approximates it with a few parallel
     chunk   the sweeps are done for one block of positions after another, each seeing the exact states of those
             before; a chunk of one position is sequential decoding
 
-`latentpt.thoughts.plan` compiles a schedule into steps.
+`latentpt.thoughts.compile` makes steps of a schedule.
 """
 
 from __future__ import annotations

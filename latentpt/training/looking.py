@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.plan import Column, Step, Stretch
 from latentpt.thoughts.residuals import Residuals
+from latentpt.thoughts.watch import Watch
 
 
 class Passes(Watch):

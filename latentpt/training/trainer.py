@@ -28,10 +28,10 @@ from latentpt.run.checkpoints import Progress, committed, step_of
 from latentpt.run.command import AUTO, Start
 from latentpt.thoughts.cost import schedule_cost, training_flops_per_token
 from latentpt.thoughts.documents import document_ids
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import Schedule
+from latentpt.thoughts.watch import Watch
 from latentpt.training import checkpoint
 from latentpt.training.adaptive import AdaptiveRefinements
 from latentpt.training.compiling import compile_blocks

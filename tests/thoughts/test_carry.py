@@ -11,11 +11,11 @@ from latentpt.config import ConfigError
 from latentpt.generation.decode import Session
 from latentpt.thoughts.chance import make_chance
 from latentpt.thoughts.cost import schedule_cost, training_cost
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.method import Tokens
 from latentpt.thoughts.schedule import Schedule, Sweep, jacobi, one_pass, sequential, strided
 from latentpt.thoughts.state import Before
+from latentpt.thoughts.watch import Watch
 from tests.conftest import tiny_ids, tiny_model
 
 KINDS = {

@@ -9,9 +9,9 @@ from latentpt.generation.static import why_not_static
 from latentpt.modeling.attention import HIDDEN
 from latentpt.modeling.loss import IGNORE
 from latentpt.thoughts.cost import inference_flops_per_token, schedule_cost
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.measure import summed_loss
 from latentpt.thoughts.schedule import gauss_seidel, jacobi, sequential
+from latentpt.thoughts.watch import Watch
 from tests.conftest import tiny_ids, tiny_model
 from tests.thoughts.oracle import oracle
 

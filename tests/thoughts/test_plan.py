@@ -6,11 +6,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from latentpt.thoughts import registry
+from latentpt.thoughts.compile import compile_plan
 from latentpt.thoughts.cost import schedule_cost
-from latentpt.thoughts.execute import Watch
-from latentpt.thoughts.plan import PlanError, compile_plan
+from latentpt.thoughts.plan import PlanError
 from latentpt.thoughts.registry import METHODS
 from latentpt.thoughts.schedule import Schedule, Sweep, by_slot, gauss_seidel, jacobi, one_pass, sequential
+from latentpt.thoughts.watch import Watch
 from tests.conftest import tiny_ids, tiny_model
 from tests.thoughts.oracle import oracle
 from tests.thoughts.toys import TOYS

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.residuals import Residuals
 from latentpt.thoughts.schedule import (
     Schedule,
@@ -16,6 +15,7 @@ from latentpt.thoughts.schedule import (
     sequential,
     strided,
 )
+from latentpt.thoughts.watch import Watch
 from tests.conftest import VISIBLE, thinking, tiny_ids, tiny_model
 
 

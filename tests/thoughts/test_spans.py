@@ -9,9 +9,9 @@ from latentpt.modeling.config import ModelConfig
 from latentpt.modeling.merge import Relation
 from latentpt.thoughts.config import ThoughtsConfig, layers_of
 from latentpt.thoughts.cost import inference_flops_per_token, schedule_cost, training_cost
-from latentpt.thoughts.execute import Watch
 from latentpt.thoughts.model import LanguageModel
 from latentpt.thoughts.schedule import by_slot, gauss_seidel, jacobi, one_pass, sequential
+from latentpt.thoughts.watch import Watch
 from tests.conftest import tiny_ids, tiny_model
 
 CAUSAL = View((Group(slice(None), (Part(slice(None), Relation.CAUSAL),)),))
